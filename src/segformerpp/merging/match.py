@@ -1,0 +1,166 @@
+"""Carrying a strategy out: which tokens form a group, and merging and unmerging by it.
+
+Shapes are static for a given grid and strategy; only the assignment depends on the image.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segformerpp.merging.strategies import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
+
+logger = logging.getLogger(__name__)
+
+Grid = tuple[int, int]  # (h, w) of the token grid; N = h * w tokens in row order
+
+
+class Match(Protocol):
+    """Which of N tokens form M groups."""
+
+    def merge(self, x: Tensor) -> Tensor:
+        """Average each group: (B, N, C) -> (B, M, C)."""
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """Give every token its group's value: (B, M, C) -> (B, N, C)."""
+
+
+def match(merge: Merge | None, x: Tensor, grid: Grid) -> Match | None:
+    """Find the groups that a strategy forms on these tokens; None where nothing is merged.
+
+    Args:
+        merge: the strategy, or None for no merging.
+        x: tokens (B, N, C) in row order.
+        grid: (h, w) with h * w == N.
+    """
+    if isinstance(merge, Neighbour1d):
+        return _Pool1d(grid, merge.s) if merge.s > 1 else None
+    if isinstance(merge, Neighbour2d):
+        return _Pool2d(grid, merge.sy, merge.sx) if merge.sy * merge.sx > 1 else None
+    if isinstance(merge, BipartiteMatching):
+        return _match_bipartite(merge, x, grid)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Groups given by the number of its group for each token: (B, N), from 0 to M - 1."""
+
+    group: Tensor
+    count: int
+
+    def _flat(self) -> Tensor:
+        """The numbers of the groups of all images in one row: (B * N,), from 0 to B * M - 1."""
+        first = torch.arange(len(self.group), device=self.group.device) * self.count
+        return (self.group + first[:, None]).flatten()
+
+    def merge(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        # Half precisions cannot even count the hundreds of tokens that a group may have.
+        dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+        index = self._flat()
+        sums = x.new_zeros(b * self.count, c, dtype=dtype)
+        sums = sums.index_add(0, index, x.reshape(b * n, c).to(dtype))
+        sizes = sums.new_zeros(b * self.count).index_add(0, index, sums.new_ones(b * n))
+        return (sums / sizes[:, None]).to(x.dtype).view(b, self.count, c)
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        b, n = self.group.shape
+        return x.flatten(0, 1).index_select(0, self._flat()).view(b, n, x.shape[2])
+
+
+def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups | None:
+    """Bipartite soft matching (SegFormer++, section 3) by cosine similarity of `x`."""
+    h, w = grid
+    rows, columns = h // merge.sy, w // merge.sx
+    destinations = rows * columns
+    sources = h * w - destinations
+    merged = min(int(merge.r * h * w), sources)
+    if merged == 0:
+        return None
+    if destinations == 0:
+        _warn_small_grid(merge, grid)
+        return None
+    with torch.no_grad():
+        cells = x.detach().unflatten(1, grid)[:, : rows * merge.sy, : columns * merge.sx]
+        targets = cells[:, :: merge.sy, :: merge.sx].flatten(1, 2)
+        targets = targets / targets.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        similarity, group = (x.detach() @ targets.transpose(1, 2)).max(dim=-1)
+        is_destination, own = (torch.from_numpy(a).to(x.device) for a in _destinations(merge, grid))
+        group = torch.where(is_destination, own, group)
+        kept = sources - merged
+        if kept:
+            # A source's own length matters only here, where sources are compared to each other.
+            similarity = similarity / x.detach().norm(dim=-1).clamp_min(1e-12)
+            similarity = similarity.masked_fill(is_destination, torch.inf)
+            alone = similarity.topk(kept, largest=False, sorted=False).indices
+            numbers = torch.arange(destinations, destinations + kept, device=x.device)
+            group = group.scatter(1, alone, numbers.expand_as(alone))
+    return _Groups(group, destinations + kept)
+
+
+@lru_cache(maxsize=256)
+def _destinations(merge: BipartiteMatching, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """For each token whether it is a destination, and if so its number; else 0."""
+    # numpy, because a tensor that is cached while a graph is being exported stays fake.
+    h, w = grid
+    rows, columns = h // merge.sy, w // merge.sx
+    is_destination, own = np.zeros(grid, dtype=bool), np.zeros(grid, dtype=np.int64)
+    cells = np.s_[: rows * merge.sy : merge.sy, : columns * merge.sx : merge.sx]
+    is_destination[cells] = True
+    own[cells] = np.arange(rows * columns).reshape(rows, columns)
+    return is_destination.ravel(), own.ravel()
+
+
+@lru_cache(maxsize=256)  # once for each strategy and grid
+def _warn_small_grid(merge: BipartiteMatching, grid: Grid) -> None:
+    logger.warning(
+        "a token grid of %d x %d has no whole cell of %d x %d: nothing is merged there",
+        *grid,
+        merge.sy,
+        merge.sx,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool1d:
+    grid: Grid
+    s: int
+
+    def merge(self, x: Tensor) -> Tensor:
+        return F.avg_pool1d(x.transpose(1, 2), self.s, ceil_mode=True).transpose(1, 2)
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        n = self.grid[0] * self.grid[1]
+        return x.index_select(1, torch.from_numpy(_nearest(n, x.shape[1])).to(x.device))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool2d:
+    grid: Grid
+    sy: int
+    sx: int
+
+    def merge(self, x: Tensor) -> Tensor:
+        image = x.transpose(1, 2).unflatten(2, self.grid)
+        pooled = F.avg_pool2d(image, (self.sy, self.sx), ceil_mode=True)
+        return pooled.flatten(2).transpose(1, 2)
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        h, w = self.grid
+        rows, columns = -(-h // self.sy), -(-w // self.sx)
+        index = _nearest(h, rows)[:, None] * columns + _nearest(w, columns)
+        return x.index_select(1, torch.from_numpy(index.ravel()).to(x.device))
+
+
+@lru_cache(maxsize=256)
+def _nearest(size: int, pooled: int) -> np.ndarray:
+    """Which of `pooled` values nearest interpolation to `size` reads: i * pooled // size."""
+    return np.arange(size) * pooled // size

@@ -1,0 +1,110 @@
+"""The strategies that a plan is made of: what each is called, its parameters, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from segformerpp.errors import PlanError
+
+
+def _check_ratio(value: Any, key: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise PlanError(f"{key}: a merge ratio is a number from 0 to 1, not {value!r}")
+
+
+def _check_stride(value: Any, key: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"{key}: a stride is a whole number from 1 up, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class BipartiteMatching:
+    """Bipartite soft matching: the `int(r * N)` most similar sources join their best destination.
+
+    Destinations are the top-left tokens of the whole `sy` x `sx` cells of the token grid,
+    sources are all other tokens (SegFormer++, section 3; ToMe for the matching itself).
+    """
+
+    mode: ClassVar[str] = "bsm"
+    r: float
+    sx: int
+    sy: int
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.r, "r")
+        _check_stride(self.sx, "sx")
+        _check_stride(self.sy, "sy")
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour1d:
+    """1-D neighbour merging: `s` tokens that follow each other in row order become one."""
+
+    mode: ClassVar[str] = "n1d"
+    s: int
+
+    def __post_init__(self) -> None:
+        _check_stride(self.s, "s")
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour2d:
+    """2-D neighbour merging: every `sy` x `sx` cell of the token grid becomes one token."""
+
+    mode: ClassVar[str] = "n2d"
+    sx: int
+    sy: int
+
+    def __post_init__(self) -> None:
+        _check_stride(self.sx, "sx")
+        _check_stride(self.sy, "sy")
+
+
+Merge = BipartiteMatching | Neighbour1d | Neighbour2d
+MODES: dict[str, type[Merge]] = {
+    cls.mode: cls for cls in (BipartiteMatching, Neighbour1d, Neighbour2d)
+}
+
+
+def refuse_unknown(data: Any, known: set[str], where: str, prefix: str = "") -> None:
+    """Raise `PlanError` unless `data` is a mapping with none but the known keys."""
+    names = ", ".join(sorted(prefix + key for key in known))
+    if not isinstance(data, Mapping):
+        raise PlanError(f"{where}: expected a mapping with {names}, not {data!r}")
+    for key in data:
+        if key not in known:
+            raise PlanError(f"{where}, {prefix}{key}: unknown key (known: {names})")
+
+
+def merge_from(data: Mapping[str, Any] | None, where: str, prefix: str) -> Merge | None:
+    """Make one strategy from its keys; errors name `where` and the key with its prefix.
+
+    >>> merge_from({"mode": "n1d", "s": 2}, "stage 1", "q.")
+    Neighbour1d(s=2)
+    """
+    if data is None:
+        return None
+    if not isinstance(data, Mapping):
+        raise PlanError(f"{where}, {prefix[:-1]}: expected a mapping with 'mode', not {data!r}")
+    mode = data.get("mode")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise PlanError(f"{where}, {prefix}mode: {mode!r} is not one of {', '.join(MODES)}")
+    cls = MODES[mode]
+    keys = {field.name for field in fields(cls)}
+    refuse_unknown(data, keys | {"mode"}, where, prefix)
+    missing = sorted(keys - set(data))
+    if missing:
+        raise PlanError(f"{where}, {prefix}{missing[0]}: missing, {mode} needs it")
+    try:
+        return cls(**{key: data[key] for key in keys})
+    except PlanError as error:
+        raise PlanError(f"{where}, {prefix}{error}") from None
+
+
+def merge_to(merge: Merge | None) -> dict[str, Any] | None:
+    """The keys that `merge_from` reads."""
+    if merge is None:
+        return None
+    return {"mode": merge.mode, **{f.name: getattr(merge, f.name) for f in fields(merge)}}

@@ -1,0 +1,75 @@
+"""Efficient self-attention with token merging, and the Mix-FFN: the two halves of a block."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segformerpp.merging import StageMerge
+from segformerpp.merging.match import Grid, match
+
+
+def to_image(x: Tensor, grid: Grid) -> Tensor:
+    """Tokens (B, h * w, C) as an image (B, C, h, w), without a copy: its memory is channels-last."""
+    return x.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """An image (B, C, h, w) as tokens (B, h * w, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention whose keys/values are reduced by a strided convolution (SegFormer, eq. 2).
+
+    Merging happens before the projections and unmerging after the last one: averaging commutes
+    with linear layers, and there are fewer tokens in between.
+    """
+
+    def __init__(self, dim: int, heads: int, sr_ratio: int, embed_norm_eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.sr: nn.Conv2d | None = None
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dim, dim, sr_ratio, sr_ratio)
+            self.sr_norm = nn.LayerNorm(dim, eps=embed_norm_eps)
+
+    def forward(self, x: Tensor, grid: Grid, merge: StageMerge) -> Tensor:
+        """Attend: (B, N, C) -> (B, N, C).
+
+        Args:
+            x: tokens after the block's first norm.
+            grid: (h, w) with h * w == N.
+            merge: what to merge; None for a half of it merges nothing there.
+        """
+        keys, key_grid = x, grid
+        if self.sr is not None:
+            reduced = self.sr(to_image(x, grid))
+            keys, key_grid = self.sr_norm(to_tokens(reduced)), (reduced.shape[2], reduced.shape[3])
+        if key_match := match(merge.kv, keys, key_grid):
+            keys = key_match.merge(keys)
+        query_match = match(merge.q, x, grid)
+        queries = query_match.merge(x) if query_match else x
+
+        q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, M, C/heads)
+        k, v = self.kv(keys).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = self.proj(out.transpose(1, 2).flatten(2))
+        return query_match.unmerge(out) if query_match else out
+
+
+class MixFFN(nn.Module):
+    """Feed-forward network with a depthwise 3x3 convolution inside (SegFormer, eq. 3)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Mix: (B, N, C) -> (B, N, C)."""
+        return self.fc2(F.gelu(to_tokens(self.dwconv(to_image(self.fc1(x), grid)))))

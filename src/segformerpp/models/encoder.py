@@ -1,0 +1,143 @@
+"""MiT, the encoder of SegFormer: four stages of blocks, each behind a strided patch embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from segformerpp.errors import UsageError
+from segformerpp.merging import MergePlan, StageMerge
+from segformerpp.merging.match import Grid
+from segformerpp.models.attention import Attention, MixFFN, to_image, to_tokens
+from segformerpp.models.config import SegformerConfig
+
+#: Below this height or width the first spatial reduction has nothing to reduce.
+MIN_SIZE = 32
+
+
+class PatchEmbedding(nn.Module):
+    """Overlapping patches by a strided convolution, then layer norm."""
+
+    def __init__(self, channels: int, dim: int, kernel: int, stride: int, eps: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, dim, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Embed: (B, C_in, H, W) -> tokens (B, h * w, C) and their grid (h, w)."""
+        x = self.conv(x)
+        return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, leave a branch out for a random share of the images."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leave out: (B, N, C) -> (B, N, C)."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * (torch.rand(len(x), 1, 1, device=x.device) < keep).to(x.dtype) / keep
+
+
+class Block(nn.Module):
+    """Attention and Mix-FFN, each with a norm before and a residual around."""
+
+    def __init__(self, config: SegformerConfig, stage: int, drop_path: float) -> None:
+        super().__init__()
+        dim, eps = config.dims[stage], config.norm_eps
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attention = Attention(
+            dim, config.heads[stage], config.sr_ratios[stage], config.embed_norm_eps
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.ffn = MixFFN(dim, dim * config.mlp_ratios[stage])
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, grid: Grid, merge: StageMerge) -> Tensor:
+        """Transform: (B, N, C) -> (B, N, C)."""
+        x = x + self.drop_path(self.attention(self.norm1(x), grid, merge))
+        return x + self.drop_path(self.ffn(self.norm2(x), grid))
+
+
+class Stage(nn.Module):
+    """Patch embedding, blocks, layer norm."""
+
+    def __init__(self, config: SegformerConfig, stage: int, drop_paths: list[float]) -> None:
+        super().__init__()
+        dim = config.dims[stage]
+        channels = config.dims[stage - 1] if stage else config.in_channels
+        self.patch_embed = PatchEmbedding(
+            channels, dim, config.patch_sizes[stage], 2 if stage else 4, config.embed_norm_eps
+        )
+        self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in drop_paths)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, merge: StageMerge, checkpointing: bool) -> Tensor:
+        """Encode: (B, C_in, H, W) -> (B, C, h, w)."""
+        x, grid = self.patch_embed(x)
+        for block in self.blocks:
+            if checkpointing:
+                x = checkpoint(block, x, grid, merge, use_reentrant=False)
+            else:
+                x = block(x, grid, merge)
+        return to_image(self.norm(x), grid)
+
+
+class Encoder(nn.Module):
+    """MiT-B0 to B5 (SegFormer, section 3.1), with token merging in its attention.
+
+    Attributes:
+        merge_plan: the `MergePlan` in force; may be changed at any time.
+        gradient_checkpointing: whether training recomputes each block to save memory.
+    """
+
+    def __init__(self, config: SegformerConfig) -> None:
+        super().__init__()
+        self.merge_plan = MergePlan()
+        self.gradient_checkpointing = False
+        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        self.stages = nn.ModuleList()
+        for stage, depth in enumerate(config.depths):
+            first = sum(config.depths[:stage])
+            self.stages.append(Stage(config, stage, rates[first : first + depth]))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Encode images.
+
+        Args:
+            x: normalised images (B, C, H, W), 32 pixels or more on each side after the plan's
+                `input_scale`.
+
+        Returns:
+            The four stage outputs (B, C_i, H_i, W_i), at a 4th, 8th, 16th and 32nd of the size.
+
+        Raises:
+            UsageError: if the images are too small.
+        """
+        x = _shrink(x, self.merge_plan.input_scale)
+        if min(x.shape[2:]) < MIN_SIZE:
+            least = int(np.ceil(MIN_SIZE / self.merge_plan.input_scale))
+            raise UsageError(f"images: at least {least} pixels on each side under this plan")
+        checkpointing = self.gradient_checkpointing and self.training
+        outputs = []
+        for stage, merge in zip(self.stages, self.merge_plan.stages, strict=True):
+            x = stage(x, merge, checkpointing)
+            outputs.append(x)
+        return outputs
+
+
+def _shrink(x: Tensor, scale: float) -> Tensor:
+    """Resize (B, C, H, W) by nearest neighbour to `scale` times its size, rounded down."""
+    for dim in (2, 3) if scale != 1 else ():
+        size = x.shape[dim]
+        smaller = max(int(size * scale), 1)
+        index = torch.from_numpy(np.arange(smaller) * size // smaller).to(x.device)
+        x = x.index_select(dim, index)
+    return x
