@@ -1,0 +1,72 @@
+"""SegFormer with token merging: faster on high-resolution images, without retraining.
+
+Names are imported when they are first used, so that ``import segformerpp`` does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segformerpp.checkpoints import bundled, load, push_to_hub, save, save_pretrained
+    from segformerpp.errors import (
+        CheckpointError,
+        ImageError,
+        PlanError,
+        SegformerppError,
+        UsageError,
+    )
+    from segformerpp.merging import PRESETS, MergePlan
+    from segformerpp.models import Metadata, Segformer, SegformerConfig
+    from segformerpp.predictor import Predictor
+    from segformerpp.tasks.segmentation_result import SegmentationResult
+
+    __version__: str
+
+_HOMES = {
+    "segformerpp.checkpoints": ("bundled", "load", "push_to_hub", "save", "save_pretrained"),
+    "segformerpp.errors": (
+        *("CheckpointError", "ImageError", "PlanError", "SegformerppError", "UsageError"),
+    ),
+    "segformerpp.merging": ("PRESETS", "MergePlan"),
+    "segformerpp.models": ("Metadata", "Segformer", "SegformerConfig"),
+    "segformerpp.predictor": ("Predictor",),
+    "segformerpp.tasks.segmentation_result": ("SegmentationResult",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "ImageError",
+    "MergePlan",
+    "Metadata",
+    "PlanError",
+    "Predictor",
+    "Segformer",
+    "SegformerConfig",
+    "SegformerppError",
+    "SegmentationResult",
+    "UsageError",
+    "__version__",
+    "bundled",
+    "load",
+    "push_to_hub",
+    "save",
+    "save_pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("segformerpp")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

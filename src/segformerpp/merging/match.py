@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segformerpp.merging.constants import constant
 from segformerpp.merging.strategies import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
 
 logger = logging.getLogger(__name__)
@@ -86,14 +87,15 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
     if merged == 0:
         return None
     if destinations == 0:
-        _warn_small_grid(merge, grid)
+        _warn_small_grid(*grid, merge.sy, merge.sx)
         return None
     with torch.no_grad():
-        cells = x.detach().unflatten(1, grid)[:, : rows * merge.sy, : columns * merge.sx]
-        targets = cells[:, :: merge.sy, :: merge.sx].flatten(1, 2)
+        size = (*grid, merge.sy, merge.sx)
+        targets = x.detach().index_select(1, constant(_destinations, x.device, *size))
         targets = targets / targets.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         similarity, group = (x.detach() @ targets.transpose(1, 2)).max(dim=-1)
-        is_destination, own = (torch.from_numpy(a).to(x.device) for a in _destinations(merge, grid))
+        is_destination = constant(_is_destination, x.device, *size)
+        own = constant(_own_group, x.device, *size)
         group = torch.where(is_destination, own, group)
         kept = sources - merged
         if kept:
@@ -106,26 +108,38 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
     return _Groups(group, destinations + kept)
 
 
+def _destinations(h: int, w: int, sy: int, sx: int) -> np.ndarray:
+    """The top-left tokens of a grid's whole cells."""
+    rows, columns = np.arange(h // sy) * sy, np.arange(w // sx) * sx
+    return (rows[:, None] * w + columns).ravel()
+
+
+def _is_destination(h: int, w: int, sy: int, sx: int) -> np.ndarray:
+    mask = np.zeros(h * w, dtype=bool)
+    mask[_destinations(h, w, sy, sx)] = True
+    return mask
+
+
+def _own_group(h: int, w: int, sy: int, sx: int) -> np.ndarray:
+    """The number of each destination; 0 for the other tokens."""
+    own, destinations = np.zeros(h * w, dtype=np.int64), _destinations(h, w, sy, sx)
+    own[destinations] = np.arange(len(destinations))
+    return own
+
+
+@torch.compiler.assume_constant_result  # so that compiled code warns too, while it is compiled
+def _warn_small_grid(h: int, w: int, sy: int, sx: int) -> None:
+    _warn_once(h, w, sy, sx)
+
+
 @lru_cache(maxsize=256)
-def _destinations(merge: BipartiteMatching, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """For each token whether it is a destination, and if so its number; else 0."""
-    # numpy, because a tensor that is cached while a graph is being exported stays fake.
-    h, w = grid
-    rows, columns = h // merge.sy, w // merge.sx
-    is_destination, own = np.zeros(grid, dtype=bool), np.zeros(grid, dtype=np.int64)
-    cells = np.s_[: rows * merge.sy : merge.sy, : columns * merge.sx : merge.sx]
-    is_destination[cells] = True
-    own[cells] = np.arange(rows * columns).reshape(rows, columns)
-    return is_destination.ravel(), own.ravel()
-
-
-@lru_cache(maxsize=256)  # once for each strategy and grid
-def _warn_small_grid(merge: BipartiteMatching, grid: Grid) -> None:
+def _warn_once(h: int, w: int, sy: int, sx: int) -> None:
     logger.warning(
         "a token grid of %d x %d has no whole cell of %d x %d: nothing is merged there",
-        *grid,
-        merge.sy,
-        merge.sx,
+        h,
+        w,
+        sy,
+        sx,
     )
 
 
@@ -139,7 +153,7 @@ class _Pool1d:
 
     def unmerge(self, x: Tensor) -> Tensor:
         n = self.grid[0] * self.grid[1]
-        return x.index_select(1, torch.from_numpy(_nearest(n, x.shape[1])).to(x.device))
+        return x.index_select(1, constant(nearest, x.device, n, x.shape[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +168,15 @@ class _Pool2d:
         return pooled.flatten(2).transpose(1, 2)
 
     def unmerge(self, x: Tensor) -> Tensor:
-        h, w = self.grid
-        rows, columns = -(-h // self.sy), -(-w // self.sx)
-        index = _nearest(h, rows)[:, None] * columns + _nearest(w, columns)
-        return x.index_select(1, torch.from_numpy(index.ravel()).to(x.device))
+        return x.index_select(1, constant(_nearest2d, x.device, *self.grid, self.sy, self.sx))
 
 
-@lru_cache(maxsize=256)
-def _nearest(size: int, pooled: int) -> np.ndarray:
+def _nearest2d(h: int, w: int, sy: int, sx: int) -> np.ndarray:
+    """Which pooled token each token reads."""
+    rows, columns = -(-h // sy), -(-w // sx)
+    return (nearest(h, rows)[:, None] * columns + nearest(w, columns)).ravel()
+
+
+def nearest(size: int, pooled: int) -> np.ndarray:
     """Which of `pooled` values nearest interpolation to `size` reads: i * pooled // size."""
     return np.arange(size) * pooled // size

@@ -10,7 +10,7 @@ from segformerpp.merging.match import Grid, match
 
 
 def to_image(x: Tensor, grid: Grid) -> Tensor:
-    """Tokens (B, h * w, C) as an image (B, C, h, w), without a copy: its memory is channels-last."""
+    """Tokens (B, h * w, C) as an image (B, C, h, w): no copy, its memory is channels-last."""
     return x.transpose(1, 2).unflatten(2, grid)
 
 

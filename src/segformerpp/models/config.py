@@ -61,7 +61,10 @@ class SegformerConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SegformerConfig:
         """Read what `to_dict` wrote."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -69,7 +72,7 @@ class SegformerConfig:
 
     @property
     def size(self) -> str:
-        """``b0`` to ``b5`` where depths and channels are those of a published size, else ``custom``."""
+        """``b0`` to ``b5`` by depths and channels; ``custom`` if no published size has them."""
         for name, size in SIZES.items():
             if (self.depths, self.dims) == (size["depths"], size["dims"]):
                 return name

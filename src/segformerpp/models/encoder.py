@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segformerpp.errors import UsageError
 from segformerpp.merging import MergePlan, StageMerge
-from segformerpp.merging.match import Grid
+from segformerpp.merging.constants import constant
+from segformerpp.merging.match import Grid, nearest
 from segformerpp.models.attention import Attention, MixFFN, to_image, to_tokens
 from segformerpp.models.config import SegformerConfig
 
@@ -102,7 +104,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.merge_plan = MergePlan()
         self.gradient_checkpointing = False
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        last = max(sum(config.depths) - 1, 1)
+        rates = [config.drop_path * block / last for block in range(sum(config.depths))]
         self.stages = nn.ModuleList()
         for stage, depth in enumerate(config.depths):
             first = sum(config.depths[:stage])
@@ -123,7 +126,7 @@ class Encoder(nn.Module):
         """
         x = _shrink(x, self.merge_plan.input_scale)
         if min(x.shape[2:]) < MIN_SIZE:
-            least = int(np.ceil(MIN_SIZE / self.merge_plan.input_scale))
+            least = math.ceil(MIN_SIZE / self.merge_plan.input_scale)
             raise UsageError(f"images: at least {least} pixels on each side under this plan")
         checkpointing = self.gradient_checkpointing and self.training
         outputs = []
@@ -137,7 +140,5 @@ def _shrink(x: Tensor, scale: float) -> Tensor:
     """Resize (B, C, H, W) by nearest neighbour to `scale` times its size, rounded down."""
     for dim in (2, 3) if scale != 1 else ():
         size = x.shape[dim]
-        smaller = max(int(size * scale), 1)
-        index = torch.from_numpy(np.arange(smaller) * size // smaller).to(x.device)
-        x = x.index_select(dim, index)
+        x = x.index_select(dim, constant(nearest, x.device, max(int(size * scale), 1), size))
     return x

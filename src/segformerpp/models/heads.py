@@ -9,6 +9,9 @@ same as the standard formulation to rounding, at a thirteenth (``linear``) or le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,20 +38,22 @@ class DecodeHead(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Decode: four stage outputs (B, C_i, H_i, W_i) -> (B, K, H_1, W_1)."""
-        weight, bias = self.fuse.weight[:, :, 0, 0], None
+        scales = cast("Sequence[nn.Conv2d]", self.scales)
+        weight, bias = self.fuse.weight[:, :, 0, 0], torch.zeros_like(self.fuse_norm.bias)
         if not self.training:
             scale, bias = _folded(self.fuse_norm)
             weight = weight * scale[:, None]
-        parts = weight.chunk(len(features), dim=1)
-        size = features[0].shape[2:]
+        parts = list(weight.chunk(len(scales), dim=1))
         if self.kind == "linear":
             # Nothing non-linear stands between the two layers: their product is one layer.
-            linears = [layer.weight[:, :, 0, 0] for layer in self.scales]
-            shift = sum(part @ layer.bias for part, layer in zip(parts, self.scales, strict=True))
-            bias = shift if bias is None else bias + shift
-            parts = tuple(part @ linear for part, linear in zip(parts, linears, strict=True))
+            for i, layer in enumerate(scales):
+                assert layer.bias is not None
+                bias = bias + parts[i] @ layer.bias
+                parts[i] = parts[i] @ layer.weight[:, :, 0, 0]
         else:
-            features = [self._scale(i, x) for i, x in enumerate(features)]
+            norms = cast("Sequence[nn.BatchNorm2d]", self.scale_norms)
+            features = [self._scale(*z) for z in zip(features, scales, norms, strict=True)]
+        size = features[0].shape[2:]
         fused: Tensor | None = None
         # From the smallest scale up; the bias rides along with the smallest.
         for part, x in zip(reversed(parts), reversed(features), strict=True):
@@ -61,9 +66,8 @@ class DecodeHead(nn.Module):
             fused = self.fuse_norm(fused)
         return self.classifier(self.dropout(F.relu(fused)))
 
-    def _scale(self, index: int, x: Tensor) -> Tensor:
+    def _scale(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         """The layer of one scale of the ``conv`` kind: (B, C_i, H_i, W_i) -> (B, D, H_i, W_i)."""
-        conv, norm = self.scales[index], self.scale_norms[index]
         if self.training:
             return F.relu(norm(conv(x)))
         scale, bias = _folded(norm)
@@ -72,5 +76,7 @@ class DecodeHead(nn.Module):
 
 def _folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The factor (C,) and the shift (C,) that a batch norm amounts to in inference."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale

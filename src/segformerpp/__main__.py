@@ -1,0 +1,7 @@
+"""``python -m segformerpp``."""
+
+import sys
+
+from segformerpp.cli import main
+
+sys.exit(main())

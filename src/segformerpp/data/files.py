@@ -1,0 +1,189 @@
+"""Finding the images that a person means, naming their outputs, and writing files whole."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import BinaryIO
+
+from segformerpp.errors import UsageError
+
+#: What counts as an image when a folder or a pattern is searched.
+IMAGE_EXTENSIONS = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "dib", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png"),
+        *("pnm", "ppm", "tga", "tif", "tiff", "webp"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image to work on, and what its outputs are called.
+
+    Args:
+        path: where it is.
+        stem: the relative path, with ``/`` and without extension, that its outputs start with;
+            unique among the images found together, also where case does not count.
+    """
+
+    path: Path
+    stem: str
+
+
+def find_images(sources: Iterable[str | Path], skip: Path | None = None) -> list[ImageFile]:
+    """Find images, each once, in the order of the sources.
+
+    Args:
+        sources: any mix of image files, folders (searched with all their subfolders, in
+            alphabetical order; hidden ones are left out), patterns such as ``"scans/*.png"`` or
+            ``"scans/**/left.png"``, and ``.txt`` files with one path per line (relative to the
+            list's folder, else to the current one; blank lines and ``#`` comments are skipped).
+        skip: a folder that is left out where it lies in a source folder: the one for outputs.
+
+    Returns:
+        The files with the names of their outputs: the path below the source folder, or below
+        the fixed part of the pattern, without extension; for single files their name. Where two
+        would get the same name, both keep their extension, and if need be the folders above.
+        Whether a file is a readable image is not checked.
+
+    Raises:
+        UsageError: if a source does not exist or gives no image.
+    """
+    found: dict[str, tuple[Path, PurePath]] = {}
+    for source in sources:
+        for path, name in _search(str(source), skip):
+            found.setdefault(os.path.normcase(_absolute(path)), (path, name))
+    stems = _unique_stems(list(found.values()))
+    return [ImageFile(path, stem) for (path, _), stem in zip(found.values(), stems, strict=True)]
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name only once it is complete.
+
+    Missing folders are made. If the block raises, nothing stays behind.
+
+    Raises:
+        OSError: if it cannot be written; the file name is that of `path`.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def _search(source: str, skip: Path | None) -> list[tuple[Path, PurePath]]:
+    """The images of one source, each with its path relative to where the search began."""
+    path = Path(source).expanduser()
+    found: list[tuple[Path, PurePath]]
+    if path.is_dir():
+        found = [(file, file.relative_to(path)) for file in _walk(path, skip)]
+        if not found:
+            raise UsageError(f"{source}: no image in this folder")
+        return found
+    if path.suffix.lower() == ".txt" and path.is_file():
+        return _read_list(path)
+    if path.exists():
+        return [(path, PurePath(path.name))]
+    if not glob.has_magic(source):
+        raise UsageError(f"{source}: no such file or folder")
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    base = Path(*fixed)
+    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (absolute ones too)
+    found = [(file, _below(base, file)) for file in matches if _looks_like_image(file)]
+    if not found:
+        raise UsageError(f"{source}: no image matches this pattern")
+    return found
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (links are files of their own)
+
+
+def _below(base: Path, file: Path) -> PurePath:
+    name = file.relative_to(base)
+    return PurePath(file.name) if ".." in name.parts else name
+
+
+def _looks_like_image(path: Path) -> bool:
+    return (
+        path.suffix.lower() in IMAGE_EXTENSIONS
+        and not path.name.startswith(".")
+        and not path.is_dir()
+    )
+
+
+def _walk(folder: Path, skip: Path | None) -> list[Path]:
+    skip = skip.resolve() if skip else None
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: cannot be searched: {error.strerror}")
+
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not (skip and Path(root, name).resolve() == skip)
+        ]
+        found += filter(_looks_like_image, (Path(root, name) for name in names))
+    return sorted(found)
+
+
+def _read_list(path: Path) -> list[tuple[Path, PurePath]]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of paths: {error}") from None
+    found = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            beside = path.parent / Path(line).expanduser()
+            file = beside if beside.exists() or not Path(line).exists() else Path(line)
+            found.append((file, PurePath(file.name)))
+    if not found:
+        raise UsageError(f"{path}: no path in this list")
+    return found
+
+
+def _unique_stems(found: list[tuple[Path, PurePath]]) -> list[str]:
+    """The shortest names that tell all files apart; those of equal names get longer together."""
+    # Together, and not the later one only: so a name does not depend on what lies beside it
+    # that was not there in an earlier run.
+    longer = [_names(path, name, i) for i, (path, name) in enumerate(found)]
+    stems = [next(names) for names in longer]
+    while True:
+        counts = Counter(stem.casefold() for stem in stems)
+        clashes = [i for i, stem in enumerate(stems) if counts[stem.casefold()] > 1]
+        if not clashes:
+            return stems
+        for i in clashes:
+            stems[i] = next(longer[i])
+
+
+def _names(path: Path, name: PurePath, number: int) -> Iterator[str]:
+    """Names for a file, each longer than the one before."""
+    yield name.with_suffix("").as_posix()
+    yield name.as_posix()
+    parts = Path(_absolute(path)).parts[1:]
+    for count in range(len(name.parts) + 1, len(parts) + 1):
+        yield "/".join(parts[-count:])
+    # Only paths that differ in nothing but case come as far as this.
+    for suffix in itertools.count(number):
+        yield f"{'/'.join(parts)}-{suffix}"

@@ -1,0 +1,96 @@
+"""Names and colours of classes: of the known datasets, and for models that came without."""
+
+from __future__ import annotations
+
+import colorsys
+import itertools
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from segformerpp.errors import UsageError
+
+if TYPE_CHECKING:
+    from segformerpp.models import Metadata
+
+Palette = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """The classes of a dataset: their names and RGB colours by training id."""
+
+    labels: tuple[str, ...]
+    palette: Palette
+
+
+def label_set(name: str) -> LabelSet:
+    """The classes of ``cityscapes`` (19), ``ade20k`` (150) or ``camvid`` (11).
+
+    Raises:
+        UsageError: if there is no such set.
+    """
+    sets = _label_sets()
+    if name not in sets:
+        raise UsageError(f"label set: one of {', '.join(sets)}, not {name!r}")
+    return sets[name]
+
+
+def describe(metadata: Metadata, num_outputs: int) -> LabelSet:
+    """The names and colours for a model with so many outputs.
+
+    What the model brings itself comes first. A model without names that has as many outputs as
+    Cityscapes (19) or ADE20K (150), as published checkpoints do, gets the names of that dataset;
+    any other ``class 0``, ``class 1`` and so on. Names without colours get those of the dataset
+    that has the same names, else generated ones.
+    """
+    published = next(
+        (s for k, s in _label_sets().items() if k != "camvid" and len(s.labels) == num_outputs),
+        None,
+    )
+    if len(metadata.labels) == num_outputs:
+        labels = metadata.labels
+    elif published:
+        labels = published.labels
+    else:
+        labels = tuple(f"class {i}" for i in range(num_outputs))
+    if len(metadata.palette) == num_outputs:
+        return LabelSet(labels, metadata.palette)
+    for known in _label_sets().values():
+        if _same_classes(labels, known.labels):
+            return LabelSet(labels, known.palette)
+    return LabelSet(labels, generated_palette(num_outputs))
+
+
+@lru_cache(maxsize=64)
+def generated_palette(count: int) -> Palette:
+    """So many RGB colours, all different and the first few dozen easy to tell apart."""
+    colours: dict[tuple[int, int, int], None] = {}
+    for n in itertools.count(1):
+        if len(colours) == count:
+            break
+        # A sequence that fills hue, saturation and brightness evenly: the multiples of the
+        # powers of 1 / g, where g**4 = g + 1 (Roberts' R3 sequence).
+        hue, saturation, value = (n * 0.8191725134 % 1, n * 0.6710436067 % 1, n * 0.5497004779 % 1)
+        rgb = colorsys.hsv_to_rgb(hue, 0.45 + 0.55 * saturation, 0.5 + 0.5 * value)
+        colours[round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)] = None
+    return tuple(colours)
+
+
+@lru_cache(maxsize=1)
+def _label_sets() -> dict[str, LabelSet]:
+    text = files("segformerpp.data").joinpath("label_sets.json").read_text(encoding="utf-8")
+    return {
+        name: LabelSet(
+            tuple(label for label, _ in classes), tuple((r, g, b) for _, (r, g, b) in classes)
+        )
+        for name, classes in json.loads(text).items()
+    }
+
+
+def _same_classes(labels: tuple[str, ...], known: tuple[str, ...]) -> bool:
+    """Whether nearly all names agree: copies of a label list differ in a synonym here and there."""
+    equal = sum(a.strip().lower() == b.lower() for a, b in zip(labels, known, strict=False))
+    return len(labels) == len(known) and equal >= 0.8 * len(known)

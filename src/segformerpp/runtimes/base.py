@@ -1,0 +1,84 @@
+"""The interface of a runtime, and the choice of one."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from segformerpp.errors import UsageError
+
+if TYPE_CHECKING:
+    from segformerpp.models import Segformer
+
+logger = logging.getLogger(__name__)
+
+RUNTIMES = ("torch",)
+PRECISIONS = ("f32", "bf16", "f16")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+class Runtime(Protocol):
+    """A network ready to run; may be called from several threads.
+
+    Attributes:
+        name: one of `RUNTIMES`.
+        precision: what it computes in, one of `PRECISIONS`.
+        device: where it computes, one of `DEVICES`, with a number if there are several.
+        threads: how many processor threads it uses; 0 where it does not compute on the processor.
+    """
+
+    name: str
+    precision: str
+    device: str
+    threads: int
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
+
+
+def check(runtime: str, precision: str, device: str, threads: int | None) -> None:
+    """Refuse what no machine has; needs no model and is quick.
+
+    Raises:
+        UsageError: if a value is unknown; the text lists what there is.
+    """
+    for key, value, known in (
+        ("runtime", runtime, RUNTIMES),
+        ("precision", precision, PRECISIONS),
+        ("device", device.partition(":")[0], DEVICES),
+    ):
+        if value not in ("auto", *known):
+            raise UsageError(f"{key}: one of auto, {', '.join(known)}, not {value!r}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: a whole number from 1 up, not {threads}")
+
+
+def create(
+    model: Segformer,
+    runtime: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> Runtime:
+    """Prepare a network for running.
+
+    Args:
+        model: in evaluation mode; the runtime owns it from now on.
+        runtime: one of `RUNTIMES`, or ``auto``.
+        precision: one of `PRECISIONS`, or ``auto``: ``f16`` on CUDA, else ``f32``.
+        device: one of `DEVICES`, for several of a kind also with a number (``cuda:1``), or
+            ``auto``: the first of CUDA, MPS, XPU that there is, else the processor.
+        threads: processor threads to compute with; None for what PyTorch chooses.
+
+    Raises:
+        UsageError: if a value is unknown, or this machine does not have it.
+    """
+    check(runtime, precision, device, threads)
+    from segformerpp.runtimes.pytorch import TorchRuntime
+
+    made = TorchRuntime(model, precision, device, threads)
+    if "auto" in (runtime, precision, device):
+        logger.info("runtime %s, %s on %s", made.name, made.precision, made.device)
+    return made

@@ -1,0 +1,90 @@
+"""Running a network in PyTorch, eagerly."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from segformerpp.errors import SegformerppError, UsageError
+from segformerpp.models import Segformer
+
+_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class TorchRuntime:
+    """PyTorch in eager mode, with autocast for precisions below f32 (see `Runtime`).
+
+    Args:
+        model: in evaluation mode; moved to the device.
+        precision: ``f32``, ``bf16``, ``f16`` (not on the processor) or ``auto``: ``f16`` on CUDA,
+            else ``f32``.
+        device: ``cpu``, ``cuda``, ``mps``, ``xpu``, with a number for one of several, or ``auto``.
+        threads: processor threads that PyTorch is to use, in the whole process.
+
+    Raises:
+        UsageError: if this machine lacks the device, or the device the precision.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: Segformer,
+        precision: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self._device = _find_device(device)
+        self.device = str(self._device)
+        kind = self._device.type
+        self.precision = ("f16" if kind == "cuda" else "f32") if precision == "auto" else precision
+        if kind == "cpu" and self.precision == "f16":
+            raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.threads = torch.get_num_threads() if kind == "cpu" else 0
+        self._model = model.to(self._device)
+
+    @torch.inference_mode()
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
+        dtype = _DTYPES.get(self.precision)
+        try:
+            tensor = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
+            with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
+                logits = self._model(tensor)
+            return logits.float().cpu().numpy()
+        except RuntimeError as error:
+            # On the CPU PyTorch has no error of its own for this.
+            if "allocate" not in str(error) and "out of memory" not in str(error):
+                raise
+            batch, _, height, width = x.shape
+            raise SegformerppError(
+                f"{batch} x {height} x {width} pixels do not fit into the memory of "
+                f"{self.device}: use a smaller batch or size, or tiles"
+            ) from error
+
+
+def _find_device(device: str) -> torch.device:
+    present = [
+        kind
+        for kind, available in (
+            ("cuda", torch.cuda.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+            ("xpu", torch.xpu.is_available()),
+            ("cpu", True),
+        )
+        if available
+    ]
+    if device == "auto":
+        return torch.device(present[0])
+    try:
+        found = torch.device(device)
+        count = torch.cuda.device_count() if found.type == "cuda" else 1
+    except RuntimeError:
+        count = 0
+    if count == 0 or found.type not in present or (found.index or 0) >= count:
+        raise UsageError(
+            f"device: {device!r} is not on this machine; there is {', '.join(present)}"
+        )
+    return found

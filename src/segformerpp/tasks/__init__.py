@@ -1,0 +1,1 @@
+"""What a task means: pre-processing, post-processing, and results that plot and save themselves."""

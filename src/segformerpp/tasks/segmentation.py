@@ -1,0 +1,140 @@
+"""Semantic segmentation around the network: image to input, logits to label map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from segformerpp.errors import UsageError
+
+if TYPE_CHECKING:
+    from segformerpp.models import Metadata
+
+Size = tuple[int, int]  # (H, W)
+
+#: Pixels of an output strip: what is worked on at a time stays in the processor's cache.
+_STRIP_PIXELS = 2**16
+
+
+class LogitRows(Protocol):
+    """Logits (K, h, w) float32 that are read in slices of rows, from the top down."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, h, w)."""
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        """``logits[:, first:last]``."""
+
+
+def checked_size(name: str, size: Size, least: int = 1) -> Size:
+    """Refuse what is no size (H, W) of whole numbers from `least` up.
+
+    Raises:
+        UsageError: which names the argument and what would be right.
+    """
+    if len(size) != 2 or not all(isinstance(side, int) and side >= least for side in size):
+        raise UsageError(f"{name}: height and width in pixels, from {least} up, not {size}")
+    return (size[0], size[1])
+
+
+def fit(image: np.ndarray, size: Size | None = None, least: int = 32) -> np.ndarray:
+    """Bring an image to the size that the network is to see.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: the size (H, W) to resize to, bilinear with antialiasing; None to keep its own.
+        least: sides shorter than this, in pixels, are scaled up to it.
+    """
+    height, width = (max(side, least) for side in size or image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def normalise(image: np.ndarray, metadata: Metadata) -> np.ndarray:
+    """Subtract the mean and divide by the deviation: (H, W, 3) uint8 -> (3, H, W) float32."""
+    values = np.arange(256.0)
+    out = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, (mean, std) in enumerate(zip(metadata.mean, metadata.std, strict=True)):
+        table = ((values - mean) / std).astype(np.float32)
+        np.take(table, image[..., channel], out=out[channel], mode="clip")
+    return out
+
+
+def preprocess(
+    image: np.ndarray, metadata: Metadata, size: Size | None = None, least: int = 32
+) -> np.ndarray:
+    """Turn an image (H, W, 3) uint8 into the network's input (3, H, W) float32.
+
+    Args:
+        image: RGB.
+        metadata: has the mean and standard deviation of each channel.
+        size: see `fit`.
+        least: see `fit`.
+    """
+    return normalise(fit(image, size, least), metadata)
+
+
+def postprocess(logits: LogitRows, size: Size) -> np.ndarray:
+    """Resize logits to the image's size, then take the class with the highest.
+
+    Bilinear, with pixel centres at halves (`align_corners=False` of PyTorch). Of equal logits the
+    lower class wins. Works strip by strip: full-size logits never exist.
+
+    Args:
+        logits: (K, h, w) float32.
+        size: the image's own (H, W).
+
+    Returns:
+        The label map (H, W): uint8, or uint16 for more than 256 classes.
+    """
+    dtype = np.uint8 if logits.shape[0] <= 256 else np.uint16
+    label_map = np.zeros(size, dtype)
+    for top, rows in _strips(logits, size):
+        strip = label_map[top : top + rows.shape[1]]
+        best = _widen(rows[0], size[1])
+        plane = np.empty_like(best)
+        for label, row in enumerate(rows[1:], 1):
+            _widen(row, size[1], plane)
+            # Labels only grow, so a later one that beats all before it is also the larger.
+            np.maximum(strip, (plane > best) * dtype(label), out=strip)
+            np.maximum(best, plane, out=best)
+    return label_map
+
+
+def probabilities(logits: LogitRows, size: Size) -> np.ndarray:
+    """Resize logits to the image's size, then softmax: (K, H, W) float16."""
+    out = np.empty((logits.shape[0], *size), np.float16)
+    for top, rows in _strips(logits, size):
+        strip = np.stack([_widen(row, size[1]) for row in rows])
+        strip -= strip.max(axis=0)
+        np.exp(strip, out=strip)
+        strip /= strip.sum(axis=0)
+        out[:, top : top + rows.shape[1]] = strip
+    return out
+
+
+def _strips(logits: LogitRows, size: Size) -> Iterator[tuple[int, np.ndarray]]:
+    """Logits resized in height only, in strips: the strip's first row, and (K, rows, w)."""
+    source_height, height = logits.shape[1], size[0]
+    step = max(_STRIP_PIXELS // size[1], 1)
+    for top in range(0, height, step):
+        y = (np.arange(top, min(top + step, height)) + 0.5) * source_height / height - 0.5
+        y = y.clip(0, source_height - 1)
+        upper = y.astype(np.int64)
+        lower = np.minimum(upper + 1, source_height - 1)
+        weight = (y - upper).astype(np.float32)[:, None]
+        first = int(upper[0])
+        rows = logits[:, first : int(lower[-1]) + 1]
+        yield top, rows[:, upper - first] * (1 - weight) + rows[:, lower - first] * weight
+
+
+def _widen(rows: np.ndarray, width: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Resize (rows, w) float32 in width only."""
+    return cv2.resize(rows, (width, rows.shape[0]), dst=out, interpolation=cv2.INTER_LINEAR)

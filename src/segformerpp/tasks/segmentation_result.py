@@ -1,0 +1,144 @@
+"""The result of segmenting an image: it can plot and save itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from segformerpp.data.files import write_whole
+from segformerpp.data.images import write_image
+from segformerpp.data.labels import Palette
+from segformerpp.errors import UsageError
+from segformerpp.tasks.legend import LegendEntry, add_legend
+
+#: What `SegmentationResult.save` can write, and how the names of the files end.
+OUTPUTS = {
+    "labels": "_labels.png",
+    "overlay": "_overlay.png",
+    "color": "_color.png",
+    "probs": "_probs.npz",
+}
+
+
+def output_paths(folder: str | Path, stem: str, what: Iterable[str]) -> dict[str, Path]:
+    """Where `SegmentationResult.save` writes each output.
+
+    Raises:
+        UsageError: if there is no such output.
+    """
+    what = list(what)
+    if unknown := [key for key in what if key not in OUTPUTS]:
+        raise UsageError(f"save: any of {', '.join(OUTPUTS)}, not {unknown[0]!r}")
+    return {key: Path(folder, stem + OUTPUTS[key]) for key in what}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentationResult:
+    """What an image shows, pixel by pixel.
+
+    Args:
+        label_map: class of each pixel at the image's own size: (H, W), uint8, or uint16 for more
+            than 256 classes.
+        labels: the K class names.
+        palette: the RGB colour of each class.
+        image: (H, W, 3) uint8 RGB, as read.
+        path: the file that the image came from, if it did.
+        probabilities: (K, H, W) float16 if they were asked for.
+        network_seconds: how long the network took for this image; in a batch, its share.
+    """
+
+    label_map: np.ndarray
+    labels: tuple[str, ...]
+    palette: Palette
+    image: np.ndarray
+    path: Path | None = None
+    probabilities: np.ndarray | None = None
+    network_seconds: float = 0.0
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The fraction of pixels of each class: (K,) float64; their sum is 1."""
+        # Row by row, because counting converts what it counts to 64 bits.
+        counts = np.zeros(len(self.labels), np.int64)
+        step = max(2**20 // self.label_map.shape[1], 1)
+        for top in range(0, len(self.label_map), step):
+            rows = self.label_map[top : top + step].ravel()
+            counts += np.bincount(rows, minlength=len(counts))
+        return counts / self.label_map.size
+
+    def color_map(self) -> Image.Image:
+        """The label map in the colours of its classes: RGB, at the image's own size."""
+        return Image.fromarray(self._colours())
+
+    def plot(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
+        """The image with the class colours laid over it.
+
+        Args:
+            alpha: opacity of the colours, from 0 to 1.
+            legend: whether to add the names and shares of the classes that are present, beside
+                the image, or below it where it is very wide. The image keeps its size.
+
+        Raises:
+            UsageError: if `alpha` is not in 0..1.
+        """
+        if not 0 <= alpha <= 1:
+            raise UsageError(f"alpha: a number from 0 to 1, not {alpha}")
+        blended = cv2.addWeighted(self.image, 1 - alpha, self._colours(), alpha, 0)
+        overlay = Image.fromarray(blended)
+        if not legend:
+            return overlay
+        shares = self.shares
+        present = sorted(np.flatnonzero(shares), key=lambda i: -shares[i])
+        return add_legend(
+            overlay, [LegendEntry(self.labels[i], self.palette[i], shares[i]) for i in present]
+        )
+
+    def save(
+        self, folder: str | Path, stem: str, what: Iterable[str] = ("labels", "overlay")
+    ) -> list[Path]:
+        """Write files, each whole or not at all; missing folders are made.
+
+        Args:
+            folder: where to.
+            stem: what the names start with; may contain subfolders.
+            what: any of ``labels`` (``<stem>_labels.png``: class ids, 8 bits grey, 16 for more
+                than 256 classes), ``overlay`` (`plot`), ``color`` (`color_map`) and ``probs``
+                (``<stem>_probs.npz`` with `probabilities`).
+
+        Returns:
+            The paths written.
+
+        Raises:
+            UsageError: if there is no such output, or no probabilities were asked for.
+            OSError: if a file cannot be written.
+        """
+        paths = output_paths(folder, stem, what)
+        writers: dict[str, Callable[[Path], None]] = {
+            "labels": lambda path: write_image(path, self.label_map),
+            "overlay": lambda path: write_image(path, self.plot()),
+            "color": lambda path: write_image(path, self.color_map()),
+            "probs": self._write_probabilities,
+        }
+        for key, path in paths.items():
+            writers[key](path)
+        return list(paths.values())
+
+    def _colours(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        palette = np.array(self.palette, np.uint8)
+        if len(palette) > 256:
+            return palette[self.label_map]
+        indexed = Image.fromarray(self.label_map, "P")
+        indexed.putpalette(palette.tobytes())
+        return np.asarray(indexed.convert("RGB"))
+
+    def _write_probabilities(self, path: Path) -> None:
+        if self.probabilities is None:
+            raise UsageError("save: no probs, because the Predictor has probabilities=False")
+        with write_whole(path) as file:
+            np.savez(file, probabilities=self.probabilities)

@@ -1,0 +1,86 @@
+"""What the command line shows: messages, tables, and a progress bar where one is wanted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+#: A bar appears only on what takes longer than this.
+PATIENCE_SECONDS = 2.0
+
+
+def complain(text: str) -> None:
+    """Write one line on standard error."""
+    print(" ".join(text.split("\n")), file=sys.stderr, flush=True)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns, each as wide as its widest cell, whatever the terminal's width."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Show our own warnings in one line each, and nobody else's."""
+    logger, handler = logging.getLogger("segformerpp"), _OneLine(logging.WARNING)
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+
+class Progress:
+    """A progress bar on standard error, if that is a terminal and the work takes a while.
+
+    Args:
+        total: how many steps there are.
+        what: what is being done, in a word.
+        shown: False to never show it.
+    """
+
+    def __init__(self, total: int, what: str, shown: bool = True) -> None:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        columns = [TextColumn("{task.description}"), *Bar.get_default_columns()[1:2]]
+        self._bar = Bar(
+            *columns, MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
+        )
+        self._task = self._bar.add_task(what, total=total)
+        self._timer = threading.Timer(PATIENCE_SECONDS, self._bar.start)
+        self._timer.daemon = True
+        self._shown = shown and console.is_terminal
+
+    def advance(self) -> None:
+        """Count one step as done."""
+        self._bar.advance(self._task)
+
+    def __enter__(self) -> Progress:
+        if self._shown:
+            self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._shown:
+            self._timer.cancel()
+            self._timer.join()
+            self._bar.stop()

@@ -1,0 +1,233 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from segformerpp.errors import PlanError, UsageError
+from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
+from segformerpp.models.config import HeadKind
+from tests.merging.test_plan import stages
+
+PLANS = [
+    *PRESETS,
+    "q1234:mode=n1d,s=3",
+    "q34:mode=bsm,r=0.5,sx=2,sy=3 kv1:mode=bsm,r=0.9,sx=2,sy=2 kv23:mode=n2d,sx=2,sy=2",
+]
+
+
+def tiny(head_kind: HeadKind = "linear", **changes: object) -> Segformer:
+    """A network of the family's shape that runs in milliseconds."""
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=(1, 1, 2, 1),
+        dims=(8, 16, 40, 64),
+        head_dim=16,
+        head_kind=head_kind,
+        num_outputs=4,
+        **changes,  # type: ignore[arg-type]  # whatever the test asks for
+    )
+    model = Segformer(config)
+    # The paper's initial weights are so small that every output would look alike.
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=2 / math.sqrt(module.weight[0].numel()))
+    return model.eval()
+
+
+def image(h: int, w: int, batch: int = 1, channels: int = 3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, h, w, generator=generator, dtype=torch.float64)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.builds(lambda *s: MergePlan(s), stages, stages, stages, stages),
+    st.integers(32, 100),
+    st.integers(32, 100),
+    st.integers(1, 3),
+    st.sampled_from(["linear", "conv"]),
+)
+@torch.inference_mode()
+def test_a_batch_gives_what_its_images_give_alone(
+    plan: MergePlan, h: int, w: int, batch: int, kind: HeadKind
+) -> None:
+    model = tiny(kind).double()
+    model.merge_plan = plan
+    x = image(h, w, batch)
+    logits = model(x)
+    quarter = tuple((size - 1) // 4 + 1 for size in (h, w))
+    assert logits.shape == (batch, 4, *quarter)
+    assert logits.isfinite().all()
+    for i in range(batch):
+        assert relative(model(x[i : i + 1]), logits[i : i + 1]) < 1e-9
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_shapes_of_odd_sizes(plan: str) -> None:
+    model = tiny().double()
+    model.merge_plan = plan
+    x = image(251, 131, batch=2)
+    halved = plan == "downsample"
+    assert model(x).shape == ((2, 4, 32, 17) if halved else (2, 4, 63, 33))
+    sizes = [f.shape[1:] for f in model.encoder(x)]
+    assert sizes == (
+        [(8, 32, 17), (16, 16, 9), (40, 8, 5), (64, 4, 3)]
+        if halved
+        else [(8, 63, 33), (16, 32, 17), (40, 16, 9), (64, 8, 5)]
+    )
+
+
+def test_downsample_reads_every_other_pixel() -> None:
+    model = tiny().double()
+    x = image(131, 97)
+    expected = model(x[:, :, :130:2, :96:2])
+    model.merge_plan = "downsample"
+    assert relative(model(x), expected) < 1e-12
+
+
+def test_ratio_zero_is_none_and_plans_can_be_switched() -> None:
+    model = tiny().double()
+    x = image(96, 80)
+    plain = model(x)
+    model.merge_plan = "q1234:mode=bsm,r=0,sx=2,sy=2 kv1234:mode=bsm,r=0,sx=2,sy=2"
+    assert torch.equal(model(x), plain)
+    model.merge_plan = "fast"
+    assert relative(model(x), plain) > 1e-4
+    model.merge_plan = None
+    assert torch.equal(model(x), plain)
+    with pytest.raises(PlanError, match="neither a preset"):
+        model.merge_plan = "quick"
+    assert model.merge_plan == MergePlan()
+
+
+def test_too_small_images_are_refused() -> None:
+    model = tiny().double()
+    with pytest.raises(UsageError, match="at least 32 pixels"):
+        model(image(31, 64))
+    model.merge_plan = "downsample"
+    with pytest.raises(UsageError, match="at least 64 pixels"):
+        model(image(63, 64))
+    assert model(image(64, 64)).shape == (1, 4, 8, 8)
+
+
+def test_other_channel_counts() -> None:
+    assert tiny(in_channels=5).double()(image(40, 40, channels=5)).shape == (1, 4, 10, 10)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_reach_every_parameter(plan: str, checkpointing: bool) -> None:
+    model = tiny(drop_path=0.0, dropout=0.0).double().train()
+    model.merge_plan = plan
+    model.encoder.gradient_checkpointing = checkpointing
+    model(image(128, 96, batch=2)).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or "kv.bias" in name, name
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        model = tiny().double().train()
+        model.merge_plan = "hq"
+        model.encoder.gradient_checkpointing = checkpointing
+        torch.manual_seed(2)  # the same paths are dropped
+        model(image(96, 96, batch=3)).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:
+    from segformerpp.models.encoder import DropPath
+
+    torch.manual_seed(0)
+    drop, x = DropPath(0.25), torch.ones(4000, 2, 3)
+    out = drop(x)
+    assert {float(v) for v in out.unique()} == {0.0, float(torch.tensor(1.0) / 0.75)}
+    assert (out == out[:, :1, :1]).all()
+    assert abs(float(out.mean()) - 1) < 0.05
+    assert drop.eval()(x) is x
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@torch.inference_mode()
+def test_export_gives_what_eager_gives(plan: str, kind: HeadKind) -> None:
+    model = tiny(kind).double()
+    model.merge_plan = plan
+    exported = torch.export.export(model, (image(132, 100, batch=2),)).module()
+    x = image(132, 100, batch=2, seed=1)
+    assert relative(exported(x), model(x)) < 1e-9
+
+
+@pytest.mark.parametrize("plan", ["none", "hq", PLANS[-1]])
+def test_compile_gives_what_eager_gives(plan: str) -> None:
+    model = tiny().double()
+    model.merge_plan = plan
+    torch.compiler.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    with torch.inference_mode():
+        for seed in range(2):
+            x = image(100, 68, batch=2, seed=seed)
+            assert relative(compiled(x), model(x)) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("plan", PLANS)
+def test_autocast_trains_and_predicts(dtype: torch.dtype, plan: str) -> None:
+    model = tiny()
+    model.merge_plan = plan
+    x = image(128, 96, batch=2).float()
+    with torch.inference_mode():
+        expected = model(x)
+        with torch.autocast("cpu", dtype):
+            # Half precision turns close matches around: near, not equal.
+            assert relative(model(x).float(), expected) < 0.3
+    model.train()
+    with torch.autocast("cpu", dtype):
+        loss = model(x).float().square().mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_published_sizes() -> None:
+    parameters = {}
+    for size in SIZES:
+        with torch.device("meta"):
+            model = Segformer(SegformerConfig.of_size(size, num_outputs=150))
+        assert model.config.size == size
+        parameters[size] = sum(p.numel() for p in model.parameters()) / 1e6
+    # The paper's table 1 (ADE20K, millions); B0 of the released code has 3.8.
+    for size, paper in {
+        "b0": 3.8,
+        "b1": 13.7,
+        "b2": 27.5,
+        "b3": 47.3,
+        "b4": 64.1,
+        "b5": 84.7,
+    }.items():
+        assert parameters[size] == pytest.approx(paper, abs=0.15), size
+    with pytest.raises(ValueError, match="b0, b1"):
+        SegformerConfig.of_size("b6")
+
+
+def test_config_and_metadata_survive_json() -> None:
+    import json
+
+    config = SegformerConfig.of_size("b2", num_outputs=7, norm_eps=1e-6, head_kind="conv")
+    assert SegformerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    metadata = Metadata(labels=("a", "b"), palette=((1, 2, 3), (4, 5, 6)), image_size=(512, 1024))
+    assert Metadata.from_dict(json.loads(json.dumps(metadata.to_dict()))) == metadata
