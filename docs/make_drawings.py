@@ -8,6 +8,7 @@ package itself finds: the drawings in `docs/merging.md` cannot differ from the c
 
 from __future__ import annotations
 
+import colorsys
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +65,10 @@ def draw(name: str, merge: Merge, title: str) -> None:
     group = found.unmerge(torch.arange(count, dtype=torch.float64).view(1, -1, 1))
     group_map = group.view(GRID).long().numpy()
     after = found.unmerge(merged).view(*GRID, 3).numpy()
-    palette = np.random.default_rng(3).permutation(
-        [Image.new("HSV", (1, 1), (int(255 * i / count), 150, 235)).convert("RGB").getpixel((0, 0))
-         for i in range(count)]
-    )  # fmt: skip
+    hues = np.random.default_rng(3).permutation(count) / count
+    palette = np.array([colorsys.hsv_to_rgb(hue, 0.6, 0.92) for hue in hues])
     sizes = np.bincount(group_map.ravel())
-    shades = np.where((sizes > 1)[:, None], palette, 235) / 255
+    shades = np.where((sizes > 1)[:, None], palette, 0.92)
 
     width = 3 * GRID[1] * CELL + 4 * GAP
     image = Image.new("RGB", (width, TOP + GRID[0] * CELL + BOTTOM), "white")
@@ -84,9 +83,9 @@ def draw(name: str, merge: Merge, title: str) -> None:
     if isinstance(merge, BipartiteMatching):
         for y in range(0, GRID[0] // merge.sy * merge.sy, merge.sy):
             for x0 in range(0, GRID[1] // merge.sx * merge.sx, merge.sx):
-                centre = np.array([GAP + x0 * CELL + CELL // 2, TOP + y * CELL + CELL // 2])
-                for offset in (0, step):
-                    cx, cy = centre + (offset, 0)
+                cy = TOP + y * CELL + CELL // 2
+                for left in (GAP, GAP + step):
+                    cx = left + x0 * CELL + CELL // 2
                     canvas.ellipse([cx - 8, cy - 8, cx + 8, cy + 8], fill=MARK, outline=LINE)
         note = "red: destinations; equal colours: one group; grey: kept as they are"
     canvas.text((GAP, TOP + GRID[0] * CELL + 6), note, INK, ImageFont.load_default(15))

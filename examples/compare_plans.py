@@ -1,6 +1,6 @@
 """Segment one image under several merge plans and set the results side by side.
 
-    python examples/compare_plans.py samples/highway.png --merge none hq --out demo
+python examples/compare_plans.py samples/highway.png --merge none hq --out demo
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from segformerpp.checkpoints import save
+from segformerpp.data.labels import label_set
+from segformerpp.models import Metadata, Segformer, SegformerConfig
+
 torch.set_num_threads(1)  # the test processes run side by side
 
 
@@ -15,3 +19,20 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder} (set SEGFORMERPP_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Segformer:
+    """A B0 with random weights that calls itself a trained model of CamVid's classes."""
+    torch.manual_seed(0)
+    classes = label_set("camvid")
+    metadata = Metadata(labels=classes.labels, palette=classes.palette, source="random")
+    return Segformer(SegformerConfig.of_size("b0", num_outputs=11), metadata).eval()
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(random_model: Segformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`random_model` in a file."""
+    path = tmp_path_factory.mktemp("checkpoint") / "random-b0.safetensors"
+    save(random_model, path)
+    return path

@@ -64,9 +64,11 @@ def predict(
             on the Hugging Face hub
         merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
             string (default: as saved with the model, else none)
-        runtime: what executes the network: torch or auto
-        precision: f32, bf16, f16 or auto, which is f16 on CUDA, else f32
-        device: cpu, cuda, mps, xpu or auto, which is a graphics card if there is one
+        runtime: what executes the network: torch; openvino, the fastest on a processor after some
+            seconds of compiling for each new image size; or auto, which is torch
+        precision: f32, bf16, f16 or auto, which is f16 on graphics cards, else f32
+        device: cpu, cuda, mps, xpu, gpu (OpenVINO's), or auto, which is a graphics card that
+            PyTorch has, else the processor
         threads: processor threads for the network (default: what the runtime chooses)
         size: height and width that the network sees, such as 512x1024; results have the image's
             own size in any case (default: the image's own)
@@ -87,10 +89,9 @@ def predict(
     from segformerpp.results_folder import ResultsFolder, segment_files
 
     network_size = None if size is None else _parse_size("size", size)
-    tiles: Any = {"auto": "auto", "none": None}.get(tile) or tile
-    if tile not in ("auto", "none"):
-        tiles = _parse_size("tile", tile)
-    files = find_images(sources, skip=Path(out))
+    special: dict[str, Any] = {"auto": "auto", "none": None}
+    tiles = special[tile] if tile in special else _parse_size("tile", tile)
+    files = find_images(sources, skip=Path(out).expanduser())
     folder = ResultsFolder(out, re.split(r"\s*,\s*", save.strip()), json, resume)
     todo = folder.missing(files)
     if not todo:

@@ -26,15 +26,8 @@ from segformerpp.merging import MergePlan
 from segformerpp.models import Segformer
 from segformerpp.models.encoder import MIN_SIZE
 from segformerpp.runtimes.memory import bytes_per_pixel
-from segformerpp.tasks.segmentation import (
-    LogitRows,
-    Size,
-    checked_size,
-    fit,
-    normalise,
-    postprocess,
-    probabilities,
-)
+from segformerpp.tasks import segmentation
+from segformerpp.tasks.segmentation import LogitRows, Size, checked_size
 from segformerpp.tasks.segmentation_result import SegmentationResult
 from segformerpp.tasks.windows import Tiling, Windows
 
@@ -69,9 +62,7 @@ class Predictor:
         model: what `segformerpp.load` takes (a bundled name, a file, a folder or a hub id), or a
             `Segformer`, of which a copy is made.
         merge: the merge plan, in any notation that `MergePlan.parse` reads; None for the model's.
-        runtime: ``torch`` or ``auto``.
-        precision: ``f32``, ``bf16``, ``f16`` or ``auto`` (``f16`` on CUDA, else ``f32``).
-        device: ``cpu``, ``cuda``, ``mps``, ``xpu`` or ``auto`` (a graphics card if there is one).
+        runtime, precision, device: see `runtimes.create`.
         threads: processor threads for the network; None for what the runtime chooses.
         size: (H, W) that images are resized to for the network, whatever their proportions; None
             for their own size. Results are at the image's own size in any case.
@@ -195,10 +186,11 @@ class Predictor:
 
     def _prepare(self, source: ImageSource) -> _Prepared:
         image = read_image(source)
-        fitted = fit(image, self._size, self._least)
+        fitted = segmentation.fit(image, self._size, self._least)
         path = Path(source) if isinstance(source, str | Path) else None
         tiled = self._tiling is not None and self._tiling.takes(fitted.shape[:2])
-        return _Prepared(path, image, fitted, None if tiled else normalise(fitted, self.metadata))
+        x = None if tiled else segmentation.normalise(fitted, self.metadata)
+        return _Prepared(path, image, fitted, x)
 
     def _read_ahead(
         self,
@@ -261,19 +253,14 @@ class Predictor:
 
         def network(windows: np.ndarray) -> np.ndarray:
             nonlocal seconds
-            x = np.stack([normalise(window, self.metadata) for window in windows])
+            x = np.stack([segmentation.normalise(window, self.metadata) for window in windows])
             start = time.perf_counter()
             logits = self.runtime(x)
             seconds += time.perf_counter() - start
             return logits
 
         logits = Windows(
-            prepared.fitted,
-            network,
-            len(self.labels),
-            self._tiling,
-            self._cell,
-            self._batch,
+            prepared.fitted, network, len(self.labels), self._tiling, self._cell, self._batch
         )
         return replace(self._finish(prepared, logits, 0), network_seconds=seconds)
 
@@ -282,9 +269,9 @@ class Predictor:
         softmax = None
         if self._probabilities:
             logits = logits[:, 0 : logits.shape[1]]  # those of windows can be read only once
-            softmax = probabilities(logits, size)
+            softmax = segmentation.probabilities(logits, size)
         return SegmentationResult(
-            label_map=postprocess(logits, size),
+            label_map=segmentation.postprocess(logits, size),
             labels=self.labels,
             palette=self.palette,
             image=prepared.image,

@@ -101,7 +101,7 @@ class ResultsFolder:
             order = {str(file.path): i for i, file in enumerate(files)}
             rows = sorted(self._rows.values(), key=lambda row: order.get(row["image"], -1))
             with write_whole(self._report) as out:
-                out.write(json.dumps(rows, indent=1, ensure_ascii=False).encode() + b"\n")
+                out.write(json.dumps(rows, indent=1).encode() + b"\n")
 
     def _is_done(self, file: ImageFile) -> bool:
         if not self._resume or (self._report and str(file.path) not in self._rows):

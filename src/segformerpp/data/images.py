@@ -52,15 +52,18 @@ def read_image(source: ImageSource) -> np.ndarray:
         with _one_line(str(name)):
             return _to_rgb(source)
     if not isinstance(source, str | Path):
-        raise ImageError(
-            f"an image is a path, a PIL image or an array, not a {type(source).__name__}"
-        )
+        raise ImageError(f"image: a path, a PIL image or an array, not {type(source).__name__}")
     with _one_line(str(source)):
         data = Path(source).expanduser().read_bytes()
         if not data:
             raise ValueError("the file is empty")
-        with _open(data) as image:
-            return _to_rgb(image)
+        try:
+            with _open(data) as image:
+                return _to_rgb(image)
+        except UnidentifiedImageError:
+            if (array := _decode_tiff(data)) is None:
+                raise
+            return array
 
 
 def write_image(path: str | Path, image: np.ndarray | Image.Image) -> None:
@@ -113,6 +116,25 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
+def _decode_tiff(data: bytes) -> np.ndarray | None:
+    """Decode the TIFF files that Pillow has no mode for: several channels of floats, 64 bits."""
+    if not data.startswith((b"II*\0", b"MM\0*")):
+        return None
+    # What OpenCV would report on standard error, we raise.
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if array is None or array.size == 0:
+        return None
+    if array.dtype != np.uint8:
+        array = _to_8_bit(array, sixteen_bit=array.dtype == np.uint16)
+    if array.ndim == 3 and array.shape[2] >= 3:
+        array = array[..., 2::-1]
+    return _from_array(array)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     image.load()
     try:
@@ -133,8 +155,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _to_8_bit(values: np.ndarray, sixteen_bit: bool) -> np.ndarray:
-    """Scale (H, W) values of any number type to uint8."""
-    # Not as 16-bit integers: the scaling below would overflow.
+    """Scale values of any number type to uint8."""
     scaled = np.nan_to_num(values.astype(np.float32))
     low, high = float(scaled.min(initial=0)), float(scaled.max(initial=0))
     is_float = np.issubdtype(values.dtype, np.floating)
@@ -158,7 +179,8 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         )
     if grey:
         return np.repeat(array.reshape(*shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(array[..., :3])
+    # A copy: what a camera loop writes into its array next must not reach a result.
+    return np.array(array[..., :3], order="C")
 
 
 @contextmanager

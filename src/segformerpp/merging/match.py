@@ -87,7 +87,8 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
     if merged == 0:
         return None
     if destinations == 0:
-        _warn_small_grid(*grid, merge.sy, merge.sx)
+        if not torch.compiler.is_dynamo_compiling():  # compiled code cannot log
+            _warn_small_grid(*grid, merge.sy, merge.sx)
         return None
     with torch.no_grad():
         size = (*grid, merge.sy, merge.sx)
@@ -127,13 +128,8 @@ def _own_group(h: int, w: int, sy: int, sx: int) -> np.ndarray:
     return own
 
 
-@torch.compiler.assume_constant_result  # so that compiled code warns too, while it is compiled
+@lru_cache(maxsize=256)  # once for each grid and cell
 def _warn_small_grid(h: int, w: int, sy: int, sx: int) -> None:
-    _warn_once(h, w, sy, sx)
-
-
-@lru_cache(maxsize=256)
-def _warn_once(h: int, w: int, sy: int, sx: int) -> None:
     logger.warning(
         "a token grid of %d x %d has no whole cell of %d x %d: nothing is merged there",
         h,

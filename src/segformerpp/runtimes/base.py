@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUNTIMES = ("torch",)
+RUNTIMES = ("torch", "openvino")
 PRECISIONS = ("f32", "bf16", "f16")
-DEVICES = ("cpu", "cuda", "mps", "xpu")
+DEVICES = ("cpu", "cuda", "mps", "xpu", "gpu")
 
 
 class Runtime(Protocol):
@@ -66,19 +66,28 @@ def create(
 
     Args:
         model: in evaluation mode; the runtime owns it from now on.
-        runtime: one of `RUNTIMES`, or ``auto``.
-        precision: one of `PRECISIONS`, or ``auto``: ``f16`` on CUDA, else ``f32``.
-        device: one of `DEVICES`, for several of a kind also with a number (``cuda:1``), or
-            ``auto``: the first of CUDA, MPS, XPU that there is, else the processor.
-        threads: processor threads to compute with; None for what PyTorch chooses.
+        runtime: one of `RUNTIMES`, or ``auto``: ``torch``. ``openvino`` is the fastest on a
+            processor, after some seconds of compiling for each new size of images.
+        precision: one of `PRECISIONS`, or ``auto``: ``f16`` on graphics cards that have it,
+            else ``f32``.
+        device: one of `DEVICES` (``gpu`` is OpenVINO's, the others PyTorch's), for several of a
+            kind also with a number (``cuda:1``), or ``auto``: for PyTorch the first of CUDA, MPS,
+            XPU that there is, else the processor; for OpenVINO the processor.
+        threads: processor threads to compute with; None for what the runtime chooses.
 
     Raises:
         UsageError: if a value is unknown, or this machine does not have it.
     """
     check(runtime, precision, device, threads)
-    from segformerpp.runtimes.pytorch import TorchRuntime
+    made: Runtime
+    if runtime == "openvino":
+        from segformerpp.runtimes.openvino import OpenvinoRuntime
 
-    made = TorchRuntime(model, precision, device, threads)
+        made = OpenvinoRuntime(model, precision, device, threads)
+    else:
+        from segformerpp.runtimes.pytorch import TorchRuntime
+
+        made = TorchRuntime(model, precision, device, threads)
     if "auto" in (runtime, precision, device):
         logger.info("runtime %s, %s on %s", made.name, made.precision, made.device)
     return made

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _BACKGROUND, _TEXT, _FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
@@ -21,12 +22,35 @@ class LegendEntry:
     share: float
 
 
-def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
-    """Put a legend beside an RGB image, below it where it is more than three times as wide as high.
+def add_legend(image: np.ndarray, entries: Sequence[LegendEntry]) -> np.ndarray:
+    """Put a legend beside an image, or below it if it is more than three times as wide as high.
 
-    The text grows with the image; small images get more paper around them.
+    The text grows with the image, down to a size that can still be read; small images get more
+    paper around them.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; keeps its size, in the top left corner.
+        entries: the classes in the order to list them.
+
+    Returns:
+        Image and legend, (h, w, 3) uint8.
     """
-    width, height = image.size
+    height, width = image.shape[:2]
+    below = width > 3 * height
+    panel = _draw(entries, height, width, below)
+    h, w = panel.shape[:2]
+    paper = (height + h, max(width, w)) if below else (max(height, h), width + w)
+    canvas = np.full((*paper, 3), _BACKGROUND, np.uint8)
+    canvas[:height, :width] = image
+    if below:
+        canvas[height:, :w] = panel
+    else:
+        canvas[:h, width:] = panel
+    return canvas
+
+
+def _draw(entries: Sequence[LegendEntry], height: int, width: int, below: bool) -> np.ndarray:
+    """The legend for an image of this size: (h, w, 3) uint8."""
     size = max(round(math.sqrt(width * height) / 45), 13)
     font = ImageFont.load_default(size)
     names = [_short(entry.name) for entry in entries]
@@ -36,26 +60,18 @@ def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Imag
     share_width = max(math.ceil(font.getlength(share)) for share in shares)
     column = patch + gap + name_width + 2 * gap + share_width + 3 * gap
 
-    below = width > 3 * height
     if below:
         columns = min(max((width - gap) // column, 1), len(entries))
         rows = -(-len(entries) // columns)
     else:
-        rows = max((height - 2 * gap) // line, min(len(entries), 16))
+        rows = min(max((height - 2 * gap) // line, 16), len(entries))
         columns = -(-len(entries) // rows)
-        rows = min(rows, len(entries))
-    panel = (columns * column + gap, rows * line + 2 * gap)
-    if below:
-        paper, corner = (max(width, panel[0]), height + panel[1]), (0, height)
-    else:
-        paper, corner = (width + panel[0], max(height, panel[1])), (width, 0)
 
-    canvas = Image.new("RGB", paper, _BACKGROUND)
-    canvas.paste(image)
-    draw = ImageDraw.Draw(canvas)
+    panel = Image.new("RGB", (columns * column + gap, rows * line + 2 * gap), _BACKGROUND)
+    draw = ImageDraw.Draw(panel)
     for i, (entry, name, share) in enumerate(zip(entries, names, shares, strict=True)):
-        x = corner[0] + 2 * gap + (i // rows) * column
-        y = corner[1] + gap + (i % rows) * line
+        x = 2 * gap + (i // rows) * column
+        y = gap + (i % rows) * line
         middle = y + line // 2
         box = (x, middle - patch // 2, x + patch, middle - patch // 2 + patch)
         draw.rectangle(box, fill=entry.colour, outline=_FAINT, width=max(size // 16, 1))
@@ -63,7 +79,7 @@ def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Imag
         draw.text((x, middle), name, _TEXT, font, anchor="lm")
         x += name_width + 2 * gap + share_width
         draw.text((x, middle), share, _FAINT, font, anchor="rm")
-    return canvas
+    return np.asarray(panel)
 
 
 def _short(name: str) -> str:

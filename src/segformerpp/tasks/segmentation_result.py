@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def output_paths(folder: str | Path, stem: str, what: Iterable[str]) -> dict[str
     return {key: Path(folder, stem + OUTPUTS[key]) for key in what}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SegmentationResult:
     """What an image shows, pixel by pixel.
 
@@ -60,20 +60,26 @@ class SegmentationResult:
     probabilities: np.ndarray | None = None
     network_seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        height, width = self.label_map.shape
+        shares = self.shares
+        largest = ", ".join(
+            f"{self.labels[i]} {shares[i]:.0%}" for i in np.argsort(-shares)[:3] if shares[i]
+        )
+        return f"SegmentationResult({self.path or 'image'}, {height}x{width}: {largest})"
+
     @property
     def shares(self) -> np.ndarray:
         """The fraction of pixels of each class: (K,) float64; their sum is 1."""
-        # Row by row, because counting converts what it counts to 64 bits.
+        # Counting converts what it counts to 64 bits.
         counts = np.zeros(len(self.labels), np.int64)
-        step = max(2**20 // self.label_map.shape[1], 1)
-        for top in range(0, len(self.label_map), step):
-            rows = self.label_map[top : top + step].ravel()
-            counts += np.bincount(rows, minlength=len(counts))
+        for rows in self._strips():
+            counts += np.bincount(self.label_map[rows].ravel(), minlength=len(counts))
         return counts / self.label_map.size
 
     def color_map(self) -> Image.Image:
         """The label map in the colours of its classes: RGB, at the image's own size."""
-        return Image.fromarray(self._colours())
+        return Image.fromarray(self._colours(self.label_map))
 
     def plot(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
         """The image with the class colours laid over it.
@@ -86,17 +92,7 @@ class SegmentationResult:
         Raises:
             UsageError: if `alpha` is not in 0..1.
         """
-        if not 0 <= alpha <= 1:
-            raise UsageError(f"alpha: a number from 0 to 1, not {alpha}")
-        blended = cv2.addWeighted(self.image, 1 - alpha, self._colours(), alpha, 0)
-        overlay = Image.fromarray(blended)
-        if not legend:
-            return overlay
-        shares = self.shares
-        present = sorted(np.flatnonzero(shares), key=lambda i: -shares[i])
-        return add_legend(
-            overlay, [LegendEntry(self.labels[i], self.palette[i], shares[i]) for i in present]
-        )
+        return Image.fromarray(self._overlay(alpha, legend))
 
     def save(
         self, folder: str | Path, stem: str, what: Iterable[str] = ("labels", "overlay")
@@ -118,27 +114,45 @@ class SegmentationResult:
             OSError: if a file cannot be written.
         """
         paths = output_paths(folder, stem, what)
+        if "probs" in paths and self.probabilities is None:
+            raise UsageError("save: no probs, because the Predictor has probabilities=False")
         writers: dict[str, Callable[[Path], None]] = {
             "labels": lambda path: write_image(path, self.label_map),
-            "overlay": lambda path: write_image(path, self.plot()),
-            "color": lambda path: write_image(path, self.color_map()),
+            "overlay": lambda path: write_image(path, self._overlay()),
+            "color": lambda path: write_image(path, self._colours(self.label_map)),
             "probs": self._write_probabilities,
         }
         for key, path in paths.items():
             writers[key](path)
         return list(paths.values())
 
-    def _colours(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        palette = np.array(self.palette, np.uint8)
-        if len(palette) > 256:
-            return palette[self.label_map]
-        indexed = Image.fromarray(self.label_map, "P")
-        indexed.putpalette(palette.tobytes())
-        return np.asarray(indexed.convert("RGB"))
+    def _overlay(self, alpha: float = 0.5, legend: bool = True) -> np.ndarray:
+        """What `plot` shows: (h, w, 3) uint8."""
+        if not 0 <= alpha <= 1:
+            raise UsageError(f"alpha: a number from 0 to 1, not {alpha}")
+        overlay = np.empty_like(self.image)
+        for rows in self._strips():
+            colours = self._colours(self.label_map[rows])
+            overlay[rows] = cv2.addWeighted(self.image[rows], 1 - alpha, colours, alpha, 0)
+        if not legend:
+            return overlay
+        shares = self.shares
+        present = sorted(np.flatnonzero(shares), key=lambda i: -shares[i])
+        return add_legend(
+            overlay, [LegendEntry(self.labels[i], self.palette[i], shares[i]) for i in present]
+        )
+
+    def _strips(self) -> Iterator[slice]:
+        """Rows that make up about a million pixels: what takes a lot of memory goes in these."""
+        height, width = self.label_map.shape
+        step = max(2**20 // width, 1)
+        return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+    def _colours(self, label_map: np.ndarray) -> np.ndarray:
+        """(h, w) -> (h, w, 3) uint8."""
+        return np.take(np.array(self.palette, np.uint8), label_map, axis=0)
 
     def _write_probabilities(self, path: Path) -> None:
-        if self.probabilities is None:
-            raise UsageError("save: no probs, because the Predictor has probabilities=False")
+        assert self.probabilities is not None
         with write_whole(path) as file:
             np.savez(file, probabilities=self.probabilities)

@@ -63,6 +63,9 @@ class Tiling:
 class Windows:
     """Logits (K, h, w) of an image from overlapping windows, averaged where they overlap.
 
+    Towards its borders, across the overlap, the weight of a window falls linearly: there it knows
+    least of what is around, and so no seams show.
+
     The image is padded by its edges to whole cells of the logit grid. The windows lie on that
     grid and are all of the same size; the last one in each direction is moved back to end with
     the image. Rows are read like those of an array, from the top down: the windows that they
@@ -99,9 +102,12 @@ class Windows:
         self._window = (min(-(-tile[0] // cell), h), min(-(-tile[1] // cell), w))
         self._tops = _starts(h, self._window[0], (tile[0] - overlap[0]) // cell)
         self._lefts = _starts(w, self._window[1], (tile[1] - overlap[1]) // cell)
+        self._weights = np.outer(
+            _ramp(self._window[0], overlap[0] // cell), _ramp(self._window[1], overlap[1] // cell)
+        )
         self._first = 0  # the row that the sums begin with
         self._sums = np.zeros((classes, 0, w), np.float32)
-        self._counts = np.zeros((0, w), np.float32)
+        self._total = np.zeros((0, w), np.float32)
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         """Rows ``[:, first:last]`` as (K, last - first, w); `first` must not decrease."""
@@ -109,23 +115,23 @@ class Windows:
         while self._tops and self._tops[0] < last:
             self._add_row_of_windows(self._tops.pop(0))
         done = first - self._first
-        self._sums, self._counts = self._sums[:, done:], self._counts[done:]
+        self._sums, self._total = self._sums[:, done:], self._total[done:]
         self._first = first
-        return self._sums[:, : last - first] / self._counts[: last - first]
+        return self._sums[:, : last - first] / self._total[: last - first]
 
     def _add_row_of_windows(self, top: int) -> None:
         height, width = self._window
         grow = top + height - self._first - self._sums.shape[1]
         self._sums = np.pad(self._sums, ((0, 0), (0, grow), (0, 0)))
-        self._counts = np.pad(self._counts, ((0, grow), (0, 0)))
+        self._total = np.pad(self._total, ((0, grow), (0, 0)))
         rows = slice(top - self._first, top - self._first + height)
         for i in range(0, len(self._lefts), self._batch):
             lefts = self._lefts[i : i + self._batch]
             logits = self._network(np.stack([self._crop(top, left) for left in lefts]))
             for left, window in zip(lefts, logits, strict=True):
                 columns = slice(left, left + width)
-                self._sums[:, rows, columns] += self._on_grid(window)
-                self._counts[rows, columns] += 1
+                self._sums[:, rows, columns] += self._on_grid(window) * self._weights
+                self._total[rows, columns] += self._weights
 
     def _crop(self, top: int, left: int) -> np.ndarray:
         """One window of the padded image: (h, w, 3) uint8."""
@@ -146,3 +152,10 @@ class Windows:
 def _starts(length: int, window: int, step: int) -> list[int]:
     """Where windows begin that cover the whole length."""
     return [*range(0, length - window, max(step, 1)), length - window]
+
+
+def _ramp(length: int, overlap: int) -> np.ndarray:
+    """Weights that rise from either end over the overlap: (length,) float32."""
+    distance = np.arange(1, length + 1)
+    distance = np.minimum(distance, distance[::-1])
+    return np.minimum(distance, overlap + 1).astype(np.float32)

@@ -1,0 +1,59 @@
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from segformerpp import runtimes
+from segformerpp.errors import UsageError
+from segformerpp.merging import PRESETS
+from segformerpp.models import Segformer
+from tests.models.test_segformer import tiny
+
+X = np.random.default_rng(0).normal(size=(3, 3, 131, 99)).astype(np.float32)
+
+
+def expected(model: Segformer, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "plan"),
+    [
+        *[("linear", plan) for plan in PRESETS],
+        ("conv", "hq"),
+        ("linear", "q14:mode=n1d,s=3 q3:mode=bsm,r=1,sx=2,sy=3 kv13:mode=n2d,sx=2,sy=3"),
+    ],
+)
+def test_logits_are_torchs(kind: str, plan: str) -> None:
+    """Odd sizes and batches too; where a close match went the other way, the same labels."""
+    model = tiny(kind)  # type: ignore[arg-type]  # the parameters above are head kinds
+    model.merge_plan = plan
+    reference = expected(model, X)
+    logits = runtimes.create(model, "openvino", "f32")(X)
+    assert logits.shape == reference.shape
+    error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
+    agreement = (logits.argmax(1) == reference.argmax(1)).mean()
+    assert error < 1e-4 or (plan != "none" and agreement >= 0.999)
+
+
+def test_shapes_and_threads() -> None:
+    model = tiny()
+    model.merge_plan = "hq"
+    runtime = runtimes.create(copy.deepcopy(model), "openvino", "f32", threads=1)
+    assert (runtime.name, runtime.precision, runtime.device) == ("openvino", "f32", "cpu")
+    assert runtime.threads == 1
+    inputs = [X[:1], X[:1, :, :64, :96], X[1:2]]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(runtime, inputs))
+    for x, logits in zip(inputs, results, strict=True):
+        np.testing.assert_allclose(logits, expected(model, x), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(UsageError, match="device: OpenVINO has .*cpu.* here, not 'cuda'"):
+        runtimes.create(tiny(), "openvino", device="cuda")
+    with pytest.raises(UsageError, match="device: 'gpu' is not on this machine"):
+        runtimes.create(tiny(), "torch", device="gpu")

@@ -1,0 +1,85 @@
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from segformerpp import runtimes
+from segformerpp.errors import SegformerppError, UsageError
+from segformerpp.models import SIZES, Segformer, SegformerConfig
+from segformerpp.runtimes.memory import bytes_per_pixel
+
+X = np.random.default_rng(0).normal(size=(2, 3, 50, 66)).astype(np.float32)
+
+
+def test_logits_are_the_models(random_model: Segformer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "segformerpp"):
+        runtime = runtimes.create(copy.deepcopy(random_model), device="cpu")
+    assert (runtime.name, runtime.precision, runtime.device) == ("torch", "f32", "cpu")
+    assert "torch, f32 on cpu" in caplog.text
+    logits = runtime(X)
+    assert logits.dtype == np.float32
+    with torch.no_grad():
+        expected = random_model(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_is_close(random_model: Segformer) -> None:
+    full = runtimes.create(copy.deepcopy(random_model), "torch", "f32", "cpu")(X)
+    half = runtimes.create(copy.deepcopy(random_model), "torch", "bf16", "cpu")(X)
+    assert half.dtype == np.float32
+    assert 0 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
+
+
+def test_threads(random_model: Segformer) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert runtimes.create(copy.deepcopy(random_model), device="cpu", threads=2).threads == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"runtime": "foo"}, "runtime: one of auto, torch, openvino, not 'foo'"),
+        ({"precision": "int3"}, "precision: one of auto, f32, bf16, f16, not 'int3'"),
+        ({"device": "tpu"}, "device: one of auto, cpu, cuda, mps, xpu, gpu, not 'tpu'"),
+        ({"device": "cpu:x"}, "device: 'cpu:x' is not on this machine; there is .*cpu"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not on this machine"),
+        ({"device": "cpu", "precision": "f16"}, "f16 on the CPU; use bf16 or f32"),
+        ({"threads": 0}, "threads: a whole number from 1 up, not 0"),
+    ],
+)
+def test_what_is_refused(random_model: Segformer, arguments: dict[str, str], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        runtimes.create(random_model, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there(random_model: Segformer) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(UsageError, match="device: 'cuda' is not on this machine; there is"):
+        runtimes.create(random_model, device="cuda")
+
+
+def test_memory_that_does_not_suffice(
+    random_model: Segformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runtimes.create(copy.deepcopy(random_model), device="cpu")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+    monkeypatch.setattr(Segformer, "forward", fail)
+    with pytest.raises(SegformerppError, match="2 x 50 x 66 pixels do not fit into the memory"):
+        runtime(X)
+
+
+def test_estimated_memory() -> None:
+    estimates = [bytes_per_pixel(SegformerConfig.of_size(size)) for size in SIZES]
+    assert estimates == sorted(estimates)
+    assert estimates[0] == pytest.approx(309, rel=0.03)  # measured, see `bytes_per_pixel`
+    assert estimates[-1] == pytest.approx(844, rel=0.03)
