@@ -53,7 +53,7 @@ def test_shapes_and_threads() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(UsageError, match="device: OpenVINO has .*cpu.* here, not 'cuda'"):
+    with pytest.raises(UsageError, match=r"device: OpenVINO has .*cpu.* here, not 'cuda'"):
         runtimes.create(tiny(), "openvino", device="cuda")
     with pytest.raises(UsageError, match="device: 'gpu' is not on this machine"):
         runtimes.create(tiny(), "torch", device="gpu")
