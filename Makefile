@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit slow drawings clean
+.PHONY: demo test lint types unit drawings clean
 
 demo: .venv/installed
 	$(BIN)/python examples/compare_plans.py samples/highway.png --merge none hq --out demo
@@ -18,10 +18,7 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 unit: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow" -n 2
-
-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2
 
 drawings: .venv/installed
 	$(BIN)/python docs/make_drawings.py

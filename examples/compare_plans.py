@@ -6,6 +6,7 @@ python examples/compare_plans.py samples/highway.png --merge none hq --out demo
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 import segformerpp as sfpp
+from segformerpp.data.images import write_image
 
 ROUNDS = 5
 BAR = 40  # height of the title bar, in pixels
@@ -47,7 +49,8 @@ def main() -> None:
     first = results[args.merge[0]].label_map
     pictures = []
     for plan, result in results.items():
-        written = result.save(args.out, f"{args.image.stem}_{plan}", ("overlay", "labels"))
+        name = re.sub(r"[^\w=,.+-]+", "-", plan)  # a plan may be a path or a keyword string
+        written = result.save(args.out, f"{args.image.stem}_{name}", ("overlay", "labels"))
         ms = 1000 * statistics.median(times[plan])
         agreement = 100 * (result.label_map == first).mean()
         line = f"{plan}: {ms:.0f} ms"
@@ -62,7 +65,7 @@ def main() -> None:
         side_by_side.paste(picture, (left, 0))
         left += picture.width
     path = args.out / f"{args.image.stem}_side_by_side.png"
-    side_by_side.save(path)
+    write_image(path, side_by_side)
     print("side by side", f"  {path}", sep="\n")
     print(f"(median of {ROUNDS} rounds, from file to label map, after one to warm up)")
 

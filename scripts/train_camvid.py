@@ -5,7 +5,7 @@
 SegFormer-B0 without pretrained weights: AdamW, linear warm-up and polynomial decay, random scale,
 flip, colour, crops that half of the time hold a rare class, cross-entropy at the full resolution
 with mild class weights, exponential moving average of the weights. The average that is best on
-`val` is kept; `test` is looked at once, at the end.
+`val` is kept; nothing is chosen on `test`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ From scratch, without pretrained weights, on the {images} training images of Cam
     python scripts/train_camvid.py --data camvid --out camvid-b0 --epochs {epochs} --seed {seed}
 
 The epoch was chosen on `val`. Single scale, whole image, logits resized to the label map, from the
-float16 weights that are here: {val:.1f} mIoU on `val`, {test:.1f} on `test`. The test images were
-looked at once. IoU on `test` in percent:
+float16 weights that are here: {val:.1f} mIoU on `val`, {test:.1f} on `test`. Nothing was chosen on
+`test`. IoU there in percent:
 
 | {names} |
 |{rule}

@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import segformerpp
-from segformerpp import cli
-from segformerpp import terminal as progress_module
+from segformerpp import cli, terminal
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.terminal import Progress
 
@@ -47,10 +47,9 @@ Captured = pytest.CaptureFixture[str]
 # What it is started with.
 
 
-def test_importing_the_package_is_quick_and_loads_no_torch() -> None:
+def test_importing_the_package_loads_no_torch() -> None:
     code = (
-        "import time; start = time.perf_counter(); import segformerpp, sys;"
-        "assert time.perf_counter() - start < 0.3; assert 'torch' not in sys.modules;"
+        "import segformerpp, sys; assert 'torch' not in sys.modules;"
         "segformerpp.MergePlan.parse('hq'); assert 'torch' not in sys.modules;"
         "assert segformerpp.__version__"
     )
@@ -137,7 +136,8 @@ def test_options_reach_the_network(predict: Callable[..., int], here: Path) -> N
         "batch": 2,
         "threads": 1,
     }
-    assert predict("a.png", "--tile", "32x64") == 0
+    assert predict("a.png", "--tile", "32x64", "--overlap", "16") == 0
+    assert predict("a.png", "--tile", "32x64", "--overlap", "0x48") == 0
 
 
 def test_resume(predict: Callable[..., int], here: Path, capsys: Captured) -> None:
@@ -156,7 +156,36 @@ def test_resume(predict: Callable[..., int], here: Path, capsys: Captured) -> No
 def test_results_are_no_sources(predict: Callable[..., int], here: Path) -> None:
     assert predict(".") == 0
     assert predict(".") == 0
+    assert predict("**/*.png", "--resume") == 0
     assert files_in(here / "segmented") == ["a_labels.png", "a_overlay.png"]
+
+
+def test_results_among_the_sources_are_none(predict: Callable[..., int], here: Path) -> None:
+    for source in (".", ".", "*.png", "**/*.png"):
+        assert predict(source, "--out", ".", "--resume", "--save", "labels,color") == 0
+        assert files_in(here) == ["a.png", "a_color.png", "a_labels.png"]
+
+
+def test_an_image_too_large_for_the_memory(
+    predict: Callable[..., int], here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segformerpp.models import Segformer
+
+    Image.new("RGB", (200, 200)).save(here / "b.png")
+    Image.new("RGB", (40, 40)).save(here / "c.png")
+    forward = Segformer.forward
+
+    def fail(model: Segformer, x: Any) -> Any:
+        if x.shape[2] == 200:
+            raise RuntimeError("can't allocate memory")
+        return forward(model, x)
+
+    monkeypatch.setattr(Segformer, "forward", fail)
+    assert predict(".") == 1
+    captured = capsys.readouterr()
+    assert "2 of 3 images done, 1 failed" in captured.out
+    assert captured.err.startswith("failed: b.png: 1 x 200 x 200 pixels do not fit into the memory")
+    assert captured.err.count("\n") == 1
 
 
 def test_quiet(predict: Callable[..., int], here: Path, capsys: Captured) -> None:
@@ -190,6 +219,14 @@ def test_warnings_of_ours_are_one_line(
         (["a.png", "--size", "12"], "size: height x width in pixels, such as 512x1024, not '12'"),
         (["a.png", "--size", "0x12"], "size: height and width in pixels, from 1 up"),
         (["a.png", "--tile", "many"], "tile: height x width"),
+        (["a.png", "--overlap", "x"], "overlap: height x width in pixels"),
+        (["a.png", "--tile", "64x64", "--overlap", "64"], "overlap: less than the tile's 64x64"),
+        (["a.png", "--size", "1000000x1000000"], "size: at most 1073741824 pixels"),
+        (["a.png", "--threads", "9999"], "threads: a whole number from 1 to "),
+        (["~no-such-user/x.png"], "~no-such-user/x.png: no such file or folder"),
+        (["x" * 300], "x: File name too long"),
+        (["a.png", "--out", "~no-such-user/y"], "out: ~no-such-user/y: there is no such user"),
+        (["a.png", "--json", "~no-such-user/y"], "json: ~no-such-user/y: there is no such user"),
         (["a.png", "--tile", "8x8"], "tile: height and width in pixels, from 32 up"),
         (["a.png", "--threads", "x"], "--threads: 'x' is not valid here"),
         (["a.png", "--batch", "1.5"], "--batch: '1.5' is not valid here"),
@@ -215,7 +252,7 @@ def test_wrong_usage(
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("error: ")
     assert reason in captured.err
-    assert not [name for name in files_in(here) if name != "a.png"]
+    assert [path.name for path in here.iterdir()] == ["a.png"]
 
 
 def test_no_or_wrong_command(capsys: Captured) -> None:
@@ -294,6 +331,59 @@ def test_stopped_from_outside(here: Path, random_checkpoint: Path, stop: signal.
         Image.open(path).load()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_killed_run_with_a_report_goes_on(
+    predict: Callable[..., int], here: Path, random_checkpoint: Path, capsys: Captured
+) -> None:
+    for i in range(300):
+        Image.new("RGB", (64, 64)).save(here / f"b{i}.png")
+    code = (
+        "import sys; from segformerpp import cli, results_folder;"
+        "results_folder.REPORT_SECONDS = 0; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "predict", ".", "--threads", "1", "--json", "r.json"]
+    process = subprocess.Popen([*command, "--model", str(random_checkpoint), "--device", "cpu"])
+    report = here / "r.json"
+    while not (report.exists() and len(json.loads(report.read_text())) > 3):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    done = len(json.loads(report.read_text()))
+    assert 3 < done < 301
+    assert predict(".", "--json", "r.json", "--resume") == 0
+    assert f"{301 - done} of 301 images done, {done} done before" in capsys.readouterr().out
+    assert len({row["image"] for row in json.loads(report.read_text())}) == 301
+
+
+# What it prints to.
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+@pytest.mark.parametrize(
+    ("arguments", "sink", "code", "err"),
+    [
+        ("plans", "| true", 1, ""),
+        ("--help", "| true", 1, ""),
+        ("plans", "> /dev/full", 1, "error: No space left on device\n"),
+        ("plans", ">&-", 0, ""),
+    ],
+)
+def test_output_that_nobody_takes(arguments: str, sink: str, code: int, err: str) -> None:
+    if "/dev/full" in sink and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    program = f"{sys.executable} -m segformerpp {arguments}"
+    # The exit code goes to standard error, because that of a pipe is its last command's.
+    done = subprocess.run(
+        ["sh", "-c", f"( sleep 0.1; {program}; echo code $? >&2 ) {sink}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.stderr == f"{err}code {code}\n"
+
+
 # plans, models
 
 
@@ -320,16 +410,16 @@ def test_models(capsys: Captured) -> None:
     assert [line.split()[0] for line in lines] == list(bundled())
 
 
-@pytest.mark.parametrize(("shown", "terminal"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("shown", "on_terminal"), [(True, True), (True, False), (False, True)])
 def test_progress_is_shown_on_a_terminal_only(
-    monkeypatch: pytest.MonkeyPatch, capsys: Captured, shown: bool, terminal: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, shown: bool, on_terminal: bool
 ) -> None:
-    monkeypatch.setattr(progress_module, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
+    monkeypatch.setattr(terminal, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if on_terminal else "0")
     with Progress(3, "testing", shown) as progress:
         time.sleep(0.1)
         progress.advance()
-    assert ("testing" in capsys.readouterr().err) == (shown and terminal)
+    assert ("testing" in capsys.readouterr().err) == (shown and on_terminal)
 
 
 def test_what_is_quick_shows_no_progress(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

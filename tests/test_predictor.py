@@ -1,6 +1,6 @@
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ from PIL import Image
 
 from segformerpp import predictor as predictor_module
 from segformerpp.data.images import ImageSource
-from segformerpp.errors import CheckpointError, ImageError, PlanError, UsageError
+from segformerpp.errors import (
+    CheckpointError,
+    ImageError,
+    MemoryLimitError,
+    PlanError,
+    UsageError,
+)
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.predictor import Predictor
-from segformerpp.tasks.segmentation import preprocess
+from segformerpp.tasks import segmentation
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -54,7 +60,7 @@ def predict(random_model: Segformer) -> Predictor:
 def test_equals_doing_it_by_hand(predict: Predictor, random_model: Segformer) -> None:
     image = picture(75, 98)
     result = predict(image)
-    x = torch.from_numpy(preprocess(image, random_model.metadata))[None]
+    x = torch.from_numpy(segmentation.normalise(image, random_model.metadata))[None]
     with torch.no_grad():
         logits = F.interpolate(random_model(x), size=(75, 98), mode="bilinear")
     assert agreement(result.label_map, logits[0].argmax(0).numpy()) > 0.999
@@ -208,6 +214,74 @@ def test_tiles_where_memory_ends(
         assert "tiles" not in caplog.text
 
 
+def test_batches_where_memory_ends(
+    random_model: Segformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor_module, "AUTO_TILE", 48)
+    monkeypatch.setattr(predictor_module, "AUTO_TILE_BYTES", 330 * 3 * 40 * 50)
+    predict = Predictor(random_model, batch=8, device="cpu")
+    shapes = spy(predict)
+    list(predict.stream(picture(40, 50) for _ in range(5)))
+    list(predict.stream(picture(40, 150) for _ in range(2)))
+    assert shapes == [(3, 3, 40, 50), (2, 3, 40, 50), (1, 3, 40, 150), (1, 3, 40, 150)]
+    shapes.clear()
+    predict(picture(48, 300))  # in tiles
+    assert {shape[0] for shape in shapes} == {2}
+    predict = Predictor(random_model, batch=8, tile=None, device="cpu")
+    shapes = spy(predict)
+    list(predict.stream(picture(40, 150) for _ in range(2)))
+    assert shapes == [(2, 3, 40, 150)]
+
+
+def small_memory(predict: Predictor, pixels: int) -> None:
+    """Let the network fail where more than so many pixels go through it together."""
+    runtime = predict.runtime
+
+    def run(x: np.ndarray) -> np.ndarray:
+        if x[:, 0].size > pixels:
+            raise MemoryLimitError(f"{x[:, 0].size} pixels do not fit")
+        return runtime(x)
+
+    predict.runtime = run  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("tile", [None, (80, 80)])
+def test_images_that_do_not_fit_into_memory(random_model: Segformer, tile: Any) -> None:
+    predict = Predictor(random_model, batch=3, tile=tile, device="cpu")
+    small_memory(predict, 64 * 64)
+    sizes = [*[(64, 64)] * 3, *[(90, 64)] * 2, (32, 32)]
+    images: list[ImageSource] = [picture(*size) for size in sizes]
+    failed: list[tuple[Any, ImageError]] = []
+    results = list(predict.stream(images, lambda *what: failed.append(what)))
+    assert [result.label_map.shape for result in results] == [*[(64, 64)] * 3, (32, 32)]
+    assert all(source is image for (source, _), image in zip(failed, images[3:5], strict=True))
+    assert str(failed[0][1]).startswith("image: ")
+    assert str(failed[0][1]).endswith(" pixels do not fit")
+    with pytest.raises(ImageError, match="do not fit"):
+        predict(images[3])
+
+
+@pytest.mark.parametrize("where", ["fit", "postprocess"])
+def test_memory_that_ends_around_the_network(
+    predict: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    large = tmp_path / "large.png"
+    Image.fromarray(picture(40, 40)).save(large)
+    function = getattr(segmentation, where)
+
+    def fail(first: np.ndarray, *rest: Any) -> Any:
+        if (40, 40) in (first.shape[:2], *rest):
+            raise MemoryError
+        return function(first, *rest)
+
+    monkeypatch.setattr(segmentation, where, fail)
+    failed: list[str] = []
+    images: list[ImageSource] = [picture(32, 32), large, picture(32, 32)]
+    results = list(predict.stream(images, lambda _, error: failed.append(str(error))))
+    assert len(results) == 2
+    assert failed == [f"{large}: too large for the memory"]
+
+
 # Streams.
 
 
@@ -245,9 +319,39 @@ def test_bad_images_in_a_stream(predict: Predictor, tmp_path: Path) -> None:
     assert [source for source, _ in reported] == [bad]
     assert "not an image" in str(reported[0][1])
     with pytest.raises(ImageError, match=r"bad\.png"):
-        list(predict.stream([good, bad, good]))
-    with pytest.raises(ImageError, match=r"bad\.png"):
         predict(bad)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_results_before_an_error_are_not_lost(
+    random_model: Segformer, tmp_path: Path, batch: int
+) -> None:
+    predict = Predictor(random_model, batch=batch, device="cpu")
+
+    def images(end: Callable[[], ImageSource]) -> Iterator[ImageSource]:
+        for _ in range(3):
+            yield picture(32, 32)
+        yield end()
+        yield picture(32, 32)
+
+    def raises() -> ImageSource:
+        raise ValueError("no more")
+
+    for end, error, reason in (
+        (lambda: tmp_path / "missing.png", ImageError, r"missing\.png"),
+        (raises, ValueError, "no more"),
+    ):
+        results = predict.stream(images(end))
+        for _ in range(3):
+            assert next(results).label_map.shape == (32, 32)
+        with pytest.raises(error, match=reason):
+            next(results)
+
+
+def test_a_path_is_no_stream(predict: Predictor) -> None:
+    for path in ("photos", Path("photos")):
+        with pytest.raises(UsageError, match=r"images: many of them, .* not 'photos'"):
+            predict.stream(path)  # type: ignore[arg-type]
 
 
 def test_a_stream_takes_little_ahead(predict: Predictor) -> None:
@@ -296,7 +400,13 @@ def test_several_threads(predict: Predictor) -> None:
     ("arguments", "error", "reason"),
     [
         ({"batch": 0}, UsageError, "batch: a whole number from 1 up, not 0"),
+        ({"batch": 1.5}, UsageError, "batch: a whole number from 1 up, not 1.5"),
+        ({"batch": "2"}, UsageError, "batch: a whole number from 1 up, not '2'"),
+        ({"threads": 1.5}, UsageError, "threads: a whole number"),
         ({"size": (0, 5)}, UsageError, "size: height and width"),
+        ({"size": 512}, UsageError, "size: height and width in pixels, from 1 up, not 512"),
+        ({"size": (10**6, 10**6)}, UsageError, "size: at most 1073741824 pixels"),
+        ({"tile": 64}, UsageError, "tile: height and width in pixels, from 32 up, not 64"),
         ({"tile": (16, 64)}, UsageError, "tile: .* from 32 up"),
         ({"tile": (64, 64), "overlap": 64}, UsageError, "overlap: "),
         ({"merge": "downsample", "tile": (32, 64)}, UsageError, "tile: .* from 64 up"),
@@ -324,6 +434,20 @@ def test_wrong_models(changes: dict[str, Any], metadata: dict[str, Any], reason:
     model = Segformer(SegformerConfig.of_size("b0", **changes), Metadata(**metadata))
     with pytest.raises(UsageError, match=reason):
         Predictor(model, device="cpu")
+
+
+def test_numbers_of_numpy(random_model: Segformer) -> None:
+    one, size = np.int64(1), np.array([64, 64])
+    numbers: dict[str, Any] = {
+        "size": size,
+        "tile": size,
+        "overlap": one,
+        "batch": one,
+        "threads": one,
+    }
+    predict = Predictor(random_model, device="cpu", **numbers)
+    assert predict(picture(40, 40)).label_map.shape == (40, 40)
+    assert predict.facts["batch"] == 1
 
 
 def test_small_tiles_grow_with_extreme_plans(random_model: Segformer) -> None:

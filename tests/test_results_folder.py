@@ -72,6 +72,8 @@ def test_resuming(predictor: Predictor, files: list[ImageFile], tmp_path: Path) 
     assert missing(("labels", "color")) == ["a", "b", "sub/c"]
     assert missing(report=report) == ["b", "sub/c"]
     assert missing(report=tmp_path / "other.json") == ["a", "b", "sub/c"]
+    (out / "b_labels.png").touch()  # of an earlier run, before the image was damaged
+    assert missing(report=report) == ["b", "sub/c"]
     assert len(ResultsFolder(out, ["labels"]).missing(files)) == 3
 
     Image.new("RGB", (40, 36), "red").save(files[1].path)
@@ -87,10 +89,61 @@ def test_errors_in_writing_end_the_run(
     predictor: Predictor, files: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = ResultsFolder(tmp_path / "out", ["labels"])
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").write_text("in the way")
     with pytest.raises(OSError, match=r"c_labels\.png"):
         segment(predictor, files, folder)
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_too_long_a_name_is_a_failure_of_that_image_alone(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    name = "x" * 250
+    for stem in ("a", name, "z"):
+        Image.new("RGB", (40, 36)).save(tmp_path / f"{stem}.png")
+    files = find_images([tmp_path])
+    report = tmp_path / "report.json"
+    for resume in (False, True):
+        folder = ResultsFolder(tmp_path / "out", ["labels"], report, resume)
+        results, errors = segment(predictor, folder.missing(files), folder)
+        assert len(results) == (0 if resume else 2)
+        assert errors == [f"{tmp_path / name}.png: the names of its outputs are too long"]
+    assert json.loads(report.read_text())[-1]["error"] == errors[0]
+
+
+def test_results_too_large_to_draw(
+    predictor: Predictor, files: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(SegmentationResult, "_overlay", fail)
+    results, errors = segment(predictor, files[:1], ResultsFolder(tmp_path / "out"))
+    assert (results, errors) == ([], [f"{files[0].path}: too large for the memory"])
+
+
+def test_the_report_is_kept_up_to_date(
+    predictor: Predictor, files: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "report.json"
+    for seconds, expected in ((100.0, False), (0.0, True)):
+        monkeypatch.setattr("segformerpp.results_folder.REPORT_SECONDS", seconds)
+        folder = ResultsFolder(tmp_path / "out", ["labels"], report)
+        results = segment_files(predictor, files, folder, lambda _: None)
+        next(results)
+        assert report.exists() == expected
+        results.close()  # type: ignore[attr-defined]
+
+
+def test_classes_of_the_same_name_are_added_up(tmp_path: Path) -> None:
+    label_map = np.array([[0, 1, 2, 2]], np.uint8)
+    names, colours = ("a", "b", "a"), ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+    result = SegmentationResult(label_map, names, colours, np.zeros((1, 4, 3), np.uint8))
+    folder = ResultsFolder(tmp_path, ["labels"], tmp_path / "x.json")
+    folder.write(ImageFile(Path("a.png"), "a"), result)
+    folder.write_report([])
+    assert json.loads((tmp_path / "x.json").read_text())[0]["shares"] == {"a": 0.75, "b": 0.25}
 
 
 def test_what_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -105,7 +158,12 @@ def test_what_is_refused_before_any_work(tmp_path: Path) -> None:
         ResultsFolder(tmp_path, report=tmp_path / "file", resume=True)
     with pytest.raises(UsageError, match="save: any of"):
         ResultsFolder(tmp_path / "new", ["foo"])
-    assert not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="out: ~no-such-user/y: there is no such user"):
+        ResultsFolder("~no-such-user/y")
+    with pytest.raises(UsageError, match=r"out: cannot write to .*: File name too long"):
+        ResultsFolder(tmp_path / ("x" * 300))
+    ResultsFolder(tmp_path / "new", report=tmp_path / "other" / "x.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_failures_alone_make_a_report_too(tmp_path: Path) -> None:

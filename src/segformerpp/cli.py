@@ -10,7 +10,6 @@ import sys
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import docstring_parser
@@ -32,6 +31,7 @@ def predict(
     threads: int | None = None,
     size: str | None = None,
     tile: str = "auto",
+    overlap: str | None = None,
     batch: int = 1,
     out: str = "segmented",
     save: str = "labels,overlay",
@@ -55,11 +55,12 @@ def predict(
       segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
 
     Exit code:
-      0 if all went well, 1 if some images failed, 2 if the command makes no sense
+      0 if all went well, 1 if some images failed, 2 if the command makes no sense, 130 if it
+      was interrupted
 
     Args:
-        sources: images, folders (with all below them), patterns in quotes, or .txt files with
-            one path per line
+        sources: images, folders (with all below them but links to folders), patterns in quotes,
+            or .txt files with one path per line
         model: a bundled model (see `segformerpp models`), a weights file, a folder, or a model
             on the Hugging Face hub
         merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
@@ -74,12 +75,16 @@ def predict(
             own size in any case (default: the image's own)
         tile: height and width of overlapping windows that larger images go through the network
             in, such as 1024x1024; or auto (only where memory demands it) or none (never)
-        batch: how many images of equal size go through the network together
+        overlap: pixels that neighbouring windows share at least, such as 256, or 128x256 for
+            height and width (default: a quarter of the window)
+        batch: how many images of equal size go through the network together, or fewer if --tile
+            is auto and memory demands it
         out: folder for the results
         save: what to write, any of labels, overlay, color (class colours alone) and probs (class
             probabilities, as a NumPy file)
         json: file for a list with an entry for each image: settings, time, class shares
-        resume: skip images whose results are all there
+        resume: skip images whose results are all there, and in the file of --json if it is given;
+            with what settings they were made is not looked at
         offline: never look on the hub; take models from the local cache only
         revision: branch, tag or commit of a model on the hub
         quiet: say nothing but what went wrong
@@ -91,8 +96,9 @@ def predict(
     network_size = None if size is None else _parse_size("size", size)
     special: dict[str, Any] = {"auto": "auto", "none": None}
     tiles = special[tile] if tile in special else _parse_size("tile", tile)
-    files = find_images(sources, skip=Path(out).expanduser())
+    overlaps = None if overlap is None else _parse_overlap(overlap)
     folder = ResultsFolder(out, re.split(r"\s*,\s*", save.strip()), json, resume)
+    files = find_images(sources, skip=folder.folder, outputs=folder.outputs)
     todo = folder.missing(files)
     if not todo:
         _say(f"nothing to do: all {len(files)} images are done; results in {folder.folder}", quiet)
@@ -110,6 +116,7 @@ def predict(
             threads=threads,
             size=network_size,
             tile=tiles,
+            overlap=overlaps,
             batch=batch,
             probabilities="probs" in folder.what,
             offline=offline,
@@ -219,26 +226,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with messages():
         try:
-            options = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
-            command = {function.__name__: function for function in COMMANDS}[options.command]
-            return command(**vars(options[options.command]))
+            try:
+                options = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+                command = {function.__name__: function for function in COMMANDS}[options.command]
+                return command(**vars(options[options.command]))
+            finally:
+                # At exit it would be too late to say in one line that it cannot be written.
+                print(end="", flush=True)
         except ArgumentError as error:
             complain(f"error: {_plain(error)}")
             return WRONG_USAGE
         except SegformerppError as error:
             complain(f"error: {error}")
             return WRONG_USAGE
-        except BrokenPipeError:
-            # Whoever read our output has had enough; Python would complain once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return SOME_FAILED
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            complain(f"error: {where}{error.strerror or error}")
+            _drop_output()
+            if not isinstance(error, BrokenPipeError):  # else, who read our output has had enough
+                where = f"{error.filename}: " if error.filename else ""
+                complain(f"error: {where}{error.strerror or error}")
             return SOME_FAILED
         except KeyboardInterrupt:
             complain("interrupted")
             return INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Forget output that cannot be written; Python would complain once more at exit."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -293,6 +310,10 @@ def _parse_size(key: str, text: str) -> tuple[int, int]:
     if not match:
         raise UsageError(f"{key}: height x width in pixels, such as 512x1024, not {text!r}")
     return int(match[1]), int(match[2])
+
+
+def _parse_overlap(text: str) -> int | tuple[int, int]:
+    return int(text) if text.strip().isdecimal() else _parse_size("overlap", text)
 
 
 def _say(text: str, quiet: bool) -> None:

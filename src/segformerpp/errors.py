@@ -14,7 +14,11 @@ class CheckpointError(SegformerppError):
 
 
 class ImageError(SegformerppError):
-    """An image that cannot be read."""
+    """An image that cannot be read or written, or is too large to work on."""
+
+
+class MemoryLimitError(SegformerppError):
+    """Images that do not fit into the memory of the device together."""
 
 
 class UsageError(SegformerppError, ValueError):

@@ -3,56 +3,42 @@
 from __future__ import annotations
 
 import copy
-import functools
-import itertools
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
 from segformerpp import checkpoints, runtimes
-from segformerpp.data.behind import run_behind
-from segformerpp.data.images import ImageSource, read_image
+from segformerpp.arguments import Size, checked_size, whole_number
+from segformerpp.batching import Failure, Outcome, Prepared, groups, known
+from segformerpp.data.behind import run_ahead, run_behind
+from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
 from segformerpp.data.labels import describe
-from segformerpp.errors import ImageError, UsageError
+from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.models import Segformer
-from segformerpp.models.encoder import MIN_SIZE
 from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.tasks import segmentation
-from segformerpp.tasks.segmentation import LogitRows, Size, checked_size
+from segformerpp.tasks.segmentation import LogitRows
 from segformerpp.tasks.segmentation_result import SegmentationResult
 from segformerpp.tasks.windows import Tiling, Windows
 
 logger = logging.getLogger(__name__)
 
-#: What `tile="auto"` means: images that would need more memory go in square tiles of this side.
+#: What `tile="auto"` means: images that would need more memory go in square tiles of this side,
+#: and no more images or tiles go together than fit into it.
 AUTO_TILE_BYTES = 4 * 2**30
 AUTO_TILE = 1024
 #: How much memory images that wait for the network may take, unless one alone takes more.
 _AHEAD_BYTES = 2**30
 _WORKERS = 4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prepared:
-    """An image on its way to the network."""
-
-    path: Path | None
-    image: np.ndarray  # (H, W, 3) uint8 at its own size
-    fitted: np.ndarray  # (h, w, 3) uint8 as the network is to see it
-    input: np.ndarray | None  # (3, h, w) float32; None for an image that goes in tiles
-
-    @property
-    def nbytes(self) -> int:
-        return self.image.nbytes + (0 if self.input is None else self.input.nbytes)
 
 
 class Predictor:
@@ -68,10 +54,12 @@ class Predictor:
             for their own size. Results are at the image's own size in any case.
         tile: (h, w) in pixels of the windows that larger images go through the network in;
             None to never use windows; ``"auto"`` for windows of 1024 x 1024 where the whole image
-            would take more than about 4 GiB (see `runtimes.memory`).
+            would take more than about 4 GiB (see `runtimes.memory`), and batches no larger than
+            fit into that.
         overlap: pixels that neighbouring windows share at least, one number or (h, w); None for a
             quarter of the tile. Logits are averaged there.
-        batch: how many images of equal size (or windows) go through the network together.
+        batch: how many images of equal size (or windows) go through the network together at
+            most; see `tile`.
         probabilities: whether results carry class probabilities (large: 2 bytes for each class
             and pixel).
         offline: whether to take models from the local cache only.
@@ -102,15 +90,14 @@ class Predictor:
         threads: int | None = None,
         size: Size | None = None,
         tile: Size | Literal["auto"] | None = "auto",
-        overlap: int | Size | None = None,
+        overlap: SupportsIndex | Size | None = None,
         batch: int = 1,
         probabilities: bool = False,
         offline: bool = False,
         revision: str | None = None,
     ) -> None:
         runtimes.check(runtime, precision, device, threads)
-        if batch < 1:
-            raise UsageError(f"batch: a whole number from 1 up, not {batch}")
+        self._batch = whole_number("batch", batch, 1)
         self._size = None if size is None else checked_size("size", size)
         plan = None if merge is None else MergePlan.parse(merge)
         network = _network(model, plan, offline, revision)
@@ -120,16 +107,20 @@ class Predictor:
         classes = describe(network.metadata, network.config.num_outputs)
         self.labels, self.palette = classes.labels, classes.palette
         scale = self.merge_plan.input_scale
-        self._least = math.ceil(MIN_SIZE / scale)
+        self._least = math.ceil(network.config.min_image_size / scale)
+        if self._size and math.prod(max(side, self._least) for side in self._size) > MAX_PIXELS:
+            height, width = self._size
+            raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {height} x {width}")
         self._cell = math.ceil(4 / scale)
         self._tiling: Tiling | None = None
-        if tile == "auto":
-            limit = AUTO_TILE_BYTES / (bytes_per_pixel(network.config) * scale**2)
+        self._most_pixels = math.inf  # that go through the network together
+        if isinstance(tile, str) and tile == "auto":
+            limit = int(AUTO_TILE_BYTES / (bytes_per_pixel(network.config) * scale**2))
             side = max(AUTO_TILE, self._least)
-            self._tiling = Tiling.of((side, side), overlap, self._least, above=int(limit))
+            self._tiling = Tiling.of((side, side), overlap, self._least, above=limit)
+            self._most_pixels = limit
         elif tile is not None:
             self._tiling = Tiling.of(tile, overlap, self._least)
-        self._batch = batch
         self._probabilities = probabilities
         self.runtime = runtimes.create(network, runtime, precision, device, threads)
 
@@ -154,9 +145,13 @@ class Predictor:
             image: a path, a PIL image, or an array as `read_image` takes it.
 
         Raises:
-            ImageError: if it cannot be read.
+            ImageError: if it cannot be read, or does not fit into the memory.
         """
-        return self._run([self._prepare(image)])[0]()
+        prepared = self._prepare(image)
+        outcome = prepared if isinstance(prepared, Failure) else self._run([prepared])[0]()
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        return outcome
 
     def stream(
         self,
@@ -170,85 +165,84 @@ class Predictor:
 
         Args:
             images: as for a single call.
-            on_error: called with an image that cannot be read, and why; the image is left out
-                of the results. Without it the error is raised.
+            on_error: called with an image that cannot be read or does not fit into the memory,
+                and why; the image is left out of the results. Without it the error is raised,
+                after the results of the images before.
 
         Raises:
-            ImageError: if an image cannot be read and there is no `on_error`.
+            ImageError: if an image comes to nothing and there is no `on_error`.
+            UsageError: if `images` is a single path.
         """
-        pool = ThreadPoolExecutor(_WORKERS, "segformerpp")
-        try:
-            groups = self._groups(self._read_ahead(pool, images, on_error))
-            finishes = (finish for group in groups for finish in self._run(group))
-            yield from run_behind(finishes, _WORKERS, waiting=self._batch)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        if isinstance(images, str | Path):
+            raise UsageError(f"images: many of them, such as a list of paths, not {str(images)!r}")
+        return self._stream(images, on_error)
 
-    def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(source)
-        fitted = segmentation.fit(image, self._size, self._least)
-        path = Path(source) if isinstance(source, str | Path) else None
-        tiled = self._tiling is not None and self._tiling.takes(fitted.shape[:2])
-        x = None if tiled else segmentation.normalise(fitted, self.metadata)
-        return _Prepared(path, image, fitted, x)
-
-    def _read_ahead(
+    def _stream(
         self,
-        pool: ThreadPoolExecutor,
         images: Iterable[ImageSource],
         on_error: Callable[[ImageSource, ImageError], None] | None,
-    ) -> Iterator[_Prepared]:
-        """Prepared images in order, while the next ones are being decoded."""
-        waiting: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
-        sources = iter(images)
-        ahead, most = 2, self._batch + _WORKERS
-        while True:
-            for source in itertools.islice(sources, max(ahead - len(waiting), 0)):
-                waiting.append((source, pool.submit(self._prepare, source)))
-            if not waiting:
-                return
-            source, future = waiting.popleft()
-            try:
-                prepared = future.result()
-            except ImageError as error:
-                if on_error is None:
-                    raise
-                on_error(source, error)
-                continue
-            ahead = min(max(_AHEAD_BYTES // prepared.nbytes, 1), most)
-            yield prepared
+    ) -> Iterator[SegmentationResult]:
+        with closing(run_ahead(self._prepare, images, _WORKERS, self._ahead)) as prepared:
+            batches = groups(prepared, self._together)
+            steps = (step for batch in batches for step in self._run(batch))
+            with closing(run_behind(steps, _WORKERS, waiting=self._batch)) as outcomes:
+                for outcome in outcomes:
+                    if isinstance(outcome, SegmentationResult):
+                        yield outcome
+                    elif on_error is None:
+                        raise outcome.error
+                    else:
+                        on_error(outcome.source, outcome.error)
 
-    def _groups(self, images: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
-        """Images that go through the network together: neighbours of equal size."""
-        group: list[_Prepared] = []
-        for prepared in images:
-            if group and prepared.fitted.shape != group[0].fitted.shape:
-                yield group
-                group = []
-            group.append(prepared)
-            # An image that goes in tiles fills batches of its own.
-            if len(group) == self._batch or prepared.input is None:
-                yield group
-                group = []
-        if group:
-            yield group
+    def _prepare(self, source: ImageSource) -> Prepared | Failure:
+        try:
+            image = read_image(source)
+            fitted = segmentation.fit(image, self._size, self._least)
+            tiled = self._tiling is not None and self._tiling.takes(fitted.shape[:2])
+            x = None if tiled else segmentation.normalise(fitted, self.metadata)
+        except ImageError as error:
+            return Failure(source, error)
+        except MemoryError as error:
+            return Failure.of_memory(source, error)
+        return Prepared(source, image, fitted, x)
 
-    def _run(self, group: list[_Prepared]) -> list[Callable[[], SegmentationResult]]:
+    def _ahead(self, latest: Prepared | Failure) -> int:
+        """How many images may wait for the network."""
+        if isinstance(latest, Failure):
+            return _WORKERS
+        return min(max(_AHEAD_BYTES // latest.nbytes, 1), self._batch + _WORKERS)
+
+    def _together(self, size: Size) -> int:
+        """How many images or windows of this size go through the network together."""
+        return int(max(1, min(self._batch, self._most_pixels // math.prod(size))))
+
+    def _run(self, group: list[Prepared] | Failure) -> list[Callable[[], Outcome]]:
         """Send images through the network; what is left to do for each is returned."""
-        if group[0].input is None:
-            result = self._run_tiled(group[0])
-            return [lambda: result]
+        if isinstance(group, Failure):
+            return [known(group)]
+        try:
+            if group[0].input is None:
+                return [known(self._run_tiled(group[0]))]
+            return self._run_whole(group)
+        except (MemoryLimitError, MemoryError) as error:
+            failure = Failure.of_memory(group[0].source, error)
+        # Not in the handler, where the error keeps alive what the network had allocated.
+        if len(group) > 1:
+            return [step for image in group for step in self._run([image])]
+        return [known(failure)]
+
+    def _run_whole(self, group: list[Prepared]) -> list[Callable[[], Outcome]]:
         start = time.perf_counter()
         logits = self.runtime(np.stack([image.input for image in group if image.input is not None]))
         seconds = (time.perf_counter() - start) / len(group)
         return [
-            functools.partial(self._finish, image, its_logits, seconds)
+            partial(self._try_to_finish, image, its_logits, seconds)
             for image, its_logits in zip(group, logits, strict=True)
         ]
 
-    def _run_tiled(self, prepared: _Prepared) -> SegmentationResult:
+    def _run_tiled(self, prepared: Prepared) -> SegmentationResult:
         assert self._tiling is not None
-        logger.info("%s: %d x %d pixels go in tiles", prepared.path, *prepared.fitted.shape[:2])
+        logger.info("%s: %d x %d pixels go in tiles", prepared.path, *prepared.size)
         seconds = 0.0
 
         def network(windows: np.ndarray) -> np.ndarray:
@@ -259,12 +253,19 @@ class Predictor:
             seconds += time.perf_counter() - start
             return logits
 
+        batch = self._together(self._tiling.tile)
         logits = Windows(
-            prepared.fitted, network, len(self.labels), self._tiling, self._cell, self._batch
+            prepared.fitted, network, len(self.labels), self._tiling, self._cell, batch
         )
         return replace(self._finish(prepared, logits, 0), network_seconds=seconds)
 
-    def _finish(self, prepared: _Prepared, logits: LogitRows, seconds: float) -> SegmentationResult:
+    def _try_to_finish(self, prepared: Prepared, logits: np.ndarray, seconds: float) -> Outcome:
+        try:
+            return self._finish(prepared, logits, seconds)
+        except MemoryError as error:
+            return Failure.of_memory(prepared.source, error)
+
+    def _finish(self, prepared: Prepared, logits: LogitRows, seconds: float) -> SegmentationResult:
         size = (prepared.image.shape[0], prepared.image.shape[1])
         softmax = None
         if self._probabilities:
@@ -286,7 +287,7 @@ def _network(
 ) -> Segformer:
     """The model in evaluation mode, not shared with anyone."""
     if isinstance(model, Segformer):
-        network = copy.deepcopy(model).float().eval()
+        network = copy.deepcopy(model).cpu().float().eval()
         network.merge_plan = network.merge_plan if plan is None else plan
     else:
         network = checkpoints.load(model, plan, offline=offline, revision=revision)

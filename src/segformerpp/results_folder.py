@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +18,26 @@ from segformerpp.data.behind import run_behind
 from segformerpp.data.files import ImageFile, write_whole
 from segformerpp.data.images import ImageSource
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.tasks.segmentation_result import SegmentationResult, output_paths
+from segformerpp.tasks.segmentation_result import OUTPUTS, SegmentationResult, output_paths
 
 if TYPE_CHECKING:
     from segformerpp.predictor import Predictor
+
+#: How often the report is brought up to date, so that a run that is killed loses little; a report
+#: that takes long to write is written more seldom.
+REPORT_SECONDS = 5.0
+_REPORT_SHARE = 0.05
 
 
 class ResultsFolder:
     """Writes results under the names that `find_images` gave; `write` may run in several threads.
 
     Args:
-        folder: made if it is missing.
+        folder: made if it is missing, once there is something to write.
         what: the outputs of each image, see `SegmentationResult.save`.
         report: a JSON file for a list with a row for each image.
-        resume: whether images whose outputs are all there, and whose row is in the report if
-            there is to be one, count as done.
+        resume: whether images whose outputs are all there count as done; if there is to be a
+            report, its row for them must be there too, and be none of a failure.
 
     Raises:
         UsageError: if there is no such output, the folder or the report cannot be written, or
@@ -41,9 +51,10 @@ class ResultsFolder:
         report: str | Path | None = None,
         resume: bool = False,
     ) -> None:
-        self.folder, self.what = Path(folder).expanduser(), tuple(what)
+        self.folder, self.what = _expand("out", folder), tuple(what)
         output_paths(self.folder, "", self.what)
-        self._report = None if report is None else Path(report).expanduser()
+        self._report = None if report is None else _expand("json", report)
+        self._report_due = time.monotonic() + REPORT_SECONDS
         self._resume = resume
         self._rows: dict[str, dict[str, Any]] = {}
         _check_writable("out", self.folder)
@@ -53,6 +64,10 @@ class ResultsFolder:
             _check_writable("json", self._report.parent)
             if resume and self._report.exists():
                 self._rows = _read_rows(self._report)
+
+    def outputs(self, stem: str) -> Iterable[Path]:
+        """Where an image's outputs go, all that there are."""
+        return output_paths(self.folder, stem, OUTPUTS).values()
 
     def missing(self, files: Iterable[ImageFile]) -> list[ImageFile]:
         """Those of the images that are not done yet; all of them unless resuming."""
@@ -73,22 +88,20 @@ class ResultsFolder:
         """
         result.save(self.folder, file.stem, self.what)
         if self._report:
-            shares = {
-                label: round(float(share), 6)
-                for label, share in zip(result.labels, result.shares, strict=True)
-                if share
-            }
+            shares: Counter[str] = Counter()  # adds up classes of the same name
+            for label, share in zip(result.labels, result.shares, strict=True):
+                shares[label] += share
             height, width = result.label_map.shape
             self._rows[str(file.path)] = {
                 "image": str(file.path),
                 "size": f"{height}x{width}",
                 **(facts or {}),
                 "network_ms": round(1000 * result.network_seconds, 3),
-                "shares": shares,
+                "shares": {k: round(float(share), 6) for k, share in shares.items() if share},
             }
 
     def note_failure(self, file: ImageFile, error: ImageError) -> None:
-        """Note an image that could not be read in its row."""
+        """Note in its row what is wrong with an image."""
         self._rows[str(file.path)] = {"image": str(file.path), "error": str(error)}
 
     def write_report(self, files: Iterable[ImageFile]) -> None:
@@ -99,15 +112,24 @@ class ResultsFolder:
         """
         if self._report:
             order = {str(file.path): i for i, file in enumerate(files)}
-            rows = sorted(self._rows.values(), key=lambda row: order.get(row["image"], -1))
+            rows = [*self._rows.values()]  # at once, for `write` may be adding some
+            rows.sort(key=lambda row: order.get(row["image"], -1))
             with write_whole(self._report) as out:
                 out.write(json.dumps(rows, indent=1).encode() + b"\n")
 
+    def update_report(self, files: Iterable[ImageFile]) -> None:
+        """Do what `write_report` does, if that was last done a while ago."""
+        if (start := time.monotonic()) >= self._report_due:
+            self.write_report(files)
+            end = time.monotonic()
+            self._report_due = end + max(REPORT_SECONDS, (end - start) / _REPORT_SHARE)
+
     def _is_done(self, file: ImageFile) -> bool:
-        if not self._resume or (self._report and str(file.path) not in self._rows):
+        row = self._rows.get(str(file.path))
+        if not self._resume or (self._report and (row is None or "error" in row)):
             return False
         paths = output_paths(self.folder, file.stem, self.what).values()
-        return all(path.is_file() for path in paths)
+        return all(os.path.isfile(path) for path in paths)  # noqa: PTH113 (names may be too long)
 
 
 def segment_files(
@@ -122,7 +144,8 @@ def segment_files(
         predictor: made with `probabilities` if the folder is to hold them.
         files: the images.
         folder: gets the results.
-        on_error: called with what is wrong with an image that cannot be read; it is skipped.
+        on_error: called with what is wrong with an image that cannot be read, is too large, or
+            has a name that is too long for its outputs; it is skipped.
 
     Yields:
         Each result, once it has been written.
@@ -132,24 +155,49 @@ def segment_files(
     """
     by_path = {file.path: file for file in files}
 
-    def write(result: SegmentationResult) -> SegmentationResult:
+    def write(result: SegmentationResult) -> SegmentationResult | ImageError:
         assert result.path is not None
-        folder.write(by_path[result.path], result, predictor.facts)
-        return result
+        file = by_path[result.path]
+        try:
+            folder.write(file, result, predictor.facts)
+        except MemoryError as error:
+            failure = ImageError(f"{file.path}: {str(error) or 'too large for the memory'}")
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise  # what hits one file, such as a full disk, hits them all
+            failure = ImageError(f"{file.path}: the names of its outputs are too long")
+        else:
+            return result
+        folder.note_failure(file, failure)
+        return failure
 
     def fail(source: ImageSource, error: ImageError) -> None:
         assert isinstance(source, Path)
         folder.note_failure(by_path[source], error)
         on_error(error)
 
-    results = predictor.stream(by_path, fail)
-    yield from run_behind((partial(write, result) for result in results), workers=2, waiting=2)
+    steps = (partial(write, result) for result in predictor.stream(by_path, fail))
+    with closing(run_behind(steps, workers=2, waiting=2)) as outcomes:
+        for outcome in outcomes:
+            folder.update_report(by_path.values())
+            if isinstance(outcome, ImageError):
+                on_error(outcome)
+            else:
+                yield outcome
+
+
+def _expand(key: str, path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{key}: {path}: there is no such user") from None
 
 
 def _check_writable(key: str, folder: Path) -> None:
+    """Try it out, and leave no trace."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         reason = error.strerror or str(error)

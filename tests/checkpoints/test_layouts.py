@@ -2,12 +2,12 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from segformerpp.checkpoints import load
-from segformerpp.checkpoints.fitting import fit
 from segformerpp.checkpoints.layouts import (
     HUGGINGFACE,
     MMSEGMENTATION,
@@ -15,6 +15,7 @@ from segformerpp.checkpoints.layouts import (
     SEGFORMERPP,
     Layout,
 )
+from segformerpp.checkpoints.loading import fit
 from segformerpp.errors import CheckpointError, UsageError
 from segformerpp.models import SIZES, Metadata
 from tests.checkpoints.foreign import FOREIGN, LAYOUTS, encoder, state, trained
@@ -98,8 +99,10 @@ def test_another_number_of_classes_keeps_all_but_the_classifier(
             assert torch.equal(tensor, model.state_dict()[name]), name
     same = load(tmp_path / "a.pth", num_classes=4)
     assert same.metadata.head_trained
-    with pytest.raises(UsageError, match="num_classes"):
-        load(tmp_path / "a.pth", num_classes=0)
+    assert load(tmp_path / "a.pth", num_classes=np.int64(3)).config.num_outputs == 3  # type: ignore[arg-type]
+    for number in (0, -1, 10**12, 1.5, "3"):
+        with pytest.raises(UsageError, match="num_classes"):
+            load(tmp_path / "a.pth", num_classes=number)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", [NVLABS, MMSEGMENTATION], ids=layout_name)
@@ -164,6 +167,50 @@ def test_shapes_that_tell_nothing_are_misshapen(
     torch.save(tensors, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=rf"misshapen: .*attn\.{name}\.weight is"):
         load(tmp_path / "a.pth")
+
+
+def test_odd_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    tensors = {**state(trained(NVLABS), NVLABS), "a\nb\x1b[31m": torch.zeros(1)}
+    torch.save(tensors, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "a.pth")
+    assert str(caught.value).isprintable()
+    assert r"unexpected: 'a\nb\x1b[31m'" in str(caught.value)
+
+
+def test_a_foreign_tensor_beside_a_wrapped_model_is_named(tmp_path: Path) -> None:
+    tensors = {"model." + name: t for name, t in state(trained(NVLABS), NVLABS).items()}
+    torch.save({"state_dict": {"loss.w": torch.zeros(1), **tensors}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"does not fit .* unexpected: loss\.w$"):
+        load(tmp_path / "a.ckpt")
+    torch.save({"head.weight": torch.zeros(1), **tensors}, tmp_path / "a.ckpt")
+    load(tmp_path / "a.ckpt")  # known to stand beside networks of NVlabs
+
+
+def test_an_empty_state_is_passed_over(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "model": trained().state_dict()}, tmp_path / "a.pth")
+    assert load(tmp_path / "a.pth").config == trained().config
+    torch.save({"state_dict": {}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_loading_leaves_nothing_of_how_it_is_done(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({k: v.to(dtype) for k, v in trained().state_dict().items()}, path)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    loaded = load(path)
+    assert torch.equal(torch.rand(3), expected)
+    with path.open("r+b") as file:  # in place: what is mapped from the file would change
+        file.write(bytes(path.stat().st_size))
+    for name, tensor in trained().to(dtype).state_dict().items():
+        assert torch.equal(loaded.state_dict()[name].to(tensor.dtype), tensor), name
+    assert all(p.requires_grad and p.is_contiguous() for p in loaded.parameters())
+    assert {b.dtype for b in loaded.buffers()} == {torch.float32, torch.int64}
+    loaded.train()(image(64, 64).float()).sum().backward()
 
 
 def test_other_networks_are_not_segformers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -154,6 +154,11 @@ def test_pickled_code_is_never_executed(legacy: bool, tmp_path: Path) -> None:
         assert not marker.exists()
 
 
+def test_names_of_refused_code_are_printable(tmp_path: Path) -> None:
+    path = write_torch_zip(tmp_path / "a.pth", b"\x80\x02c\x1b[31mred\nwhat\n.")
+    assert refused(path).isprintable()
+
+
 def test_stand_ins_give_nothing_to_call(tmp_path: Path) -> None:
     # getattr(numpy.ndarray, "__class__") would be a way from an allowed name to any other.
     reach = b"cbuiltins\ngetattr\ncnumpy\nndarray\nX\x09\x00\x00\x00__class__\x86R"
@@ -224,6 +229,41 @@ def test_mmengine_training_checkpoints_are_read_through_stand_ins(
     assert set(torch.serialization.get_safe_globals()) == permitted
 
 
+META = st.recursive(
+    st.none()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.builds(torch.zeros, st.integers(0, 3))
+    | st.builds(np.zeros, st.integers(0, 3)),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(
+            st.sampled_from(["classes", "CLASSES", "palette", "PALETTE", "dataset_meta", "x"]),
+            inner,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(meta=META)
+@example(meta={"classes": torch.zeros(3)})
+@example(meta={"dataset_meta": {"palette": torch.zeros(4, 3)}})
+def test_odd_things_beside_the_tensors_are_refused_or_harmless(meta: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": trained().state_dict(), "meta": meta}, tmp_path / "a.pth")
+    said, labels = "", 0
+    try:
+        labels = len(load(tmp_path / "a.pth").metadata.labels)
+    except CheckpointError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert labels in (0, 4)
+
+
 def write_shards(folder: Path, suffix: str) -> Path:
     tensors = state(trained(HUGGINGFACE), HUGGINGFACE)
     stem = "model" if suffix == "safetensors" else "pytorch_model"
@@ -259,6 +299,8 @@ def test_shards_are_put_together(suffix: str, tmp_path: Path) -> None:
         '{"weight_map": []}',
         '{"weight_map": {"a": "../a.safetensors"}}',
         '{"weight_map": {"a": "/etc/passwd"}}',
+        '{"weight_map": {"a": "a\\nb.safetensors"}}',
+        '{"weight_map": {"a": "a\\u0000b.safetensors"}}',
         '{"weight_map": {"a": "model.safetensors.index.json"}}',
         "[" * 100_000,
     ],

@@ -1,24 +1,27 @@
 import contextlib
 import json
-import logging
+import math
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from segformerpp.checkpoints import load, push_to_hub, save, save_pretrained
-from segformerpp.checkpoints.description import NVIDIA_LICENSE
+from segformerpp.checkpoints.card import NVIDIA_LICENSE
 from segformerpp.checkpoints.layouts import MMSEGMENTATION, NVLABS
 from segformerpp.errors import CheckpointError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.models import Metadata, Segformer
+from segformerpp.predictor import Predictor
 from tests.checkpoints.foreign import trained
 
 METADATA = Metadata(
@@ -89,6 +92,10 @@ def test_a_compiled_model_is_saved_as_itself(tmp_path: Path) -> None:
     for path in (tmp_path / "a.safetensors", tmp_path / "b"):
         loaded = load(path).state_dict()
         assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
+    names = set(model.state_dict())
+    model.encoder.stages[0] = torch.compile(model.encoder.stages[0], backend="eager")  # type: ignore[assignment]
+    save(model, tmp_path / "a.safetensors")
+    assert set(load(tmp_path / "a.safetensors").state_dict()) == names
 
 
 def test_half_precision_halves_the_file(tmp_path: Path) -> None:
@@ -103,17 +110,37 @@ def test_half_precision_halves_the_file(tmp_path: Path) -> None:
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
-def test_labels_that_do_not_fit_are_left_out(
+@pytest.mark.parametrize("layout", ["segformerpp", "huggingface"])
+def test_labels_that_do_not_fit_are_not_saved(
+    layout: Literal["segformerpp", "huggingface"],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = trained()
+    model.metadata = replace(METADATA, labels=("only one",), palette=())
+    save_pretrained(model, tmp_path, layout=layout)
+    assert caplog.messages == [f"{tmp_path.name}: 1 labels for 4 outputs: left out"]
+    assert "only one" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    config = json.loads((tmp_path / "config.json").read_text())
+    if layout == "huggingface":
+        assert len(config["id2label"]) == len(config["label2id"]) == 4
+    else:
+        assert config["metadata"]["labels"] == []
+    assert load(tmp_path).metadata.labels == ()
+
+
+def test_labels_that_do_not_fit_are_not_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = described()
-    model.metadata = replace(METADATA, labels=("only one",))
-    save(model, tmp_path / "a.safetensors")
-    with caplog.at_level(logging.WARNING):
-        loaded = load(tmp_path / "a.safetensors")
+    save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["metadata"]["labels"] = ["only one"]
+    (without_header(tmp_path) / "config.json").write_text(json.dumps(config))
+    loaded = load(tmp_path)
     assert "1 labels for 4 outputs" in caplog.text
     assert loaded.metadata == replace(METADATA, labels=())
-    fresh = load(tmp_path / "a.safetensors", num_classes=2).metadata
+    fresh = load(tmp_path, num_classes=2).metadata
     assert fresh == Metadata(
         mean=METADATA.mean, std=METADATA.std, license=METADATA.license, head_trained=False
     )
@@ -142,6 +169,8 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         save(trained(), tmp_path / "a.pth")
     with pytest.raises(UsageError, match="dtype"):
         save(trained(), tmp_path / "a.safetensors", dtype=torch.int8)
+    with pytest.raises(UsageError, match=r"dtype: .* not 'float16'"):
+        save(trained(), tmp_path / "a.safetensors", dtype="float16")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="layout"):
         save_pretrained(trained(), tmp_path, layout="timm")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="cannot be written"):
@@ -207,37 +236,162 @@ def test_the_huggingface_layout_keeps_what_it_has_a_place_for(
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float16"
 
 
+def without_header(folder: Path) -> Path:
+    """Make a folder of ours depend on its config.json, as one of transformers does."""
+    path = folder / "model.safetensors"
+    save_file({name: t.clone() for name, t in load_file(path).items()}, path)
+    return folder
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 10**12) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=6,
 )
+VALUES |= st.lists(st.floats() | st.integers(), min_size=2, max_size=4)
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), value=VALUES)
 def test_odd_values_in_config_json_are_refused_or_harmless(
-    data: st.DataObject, value: Any, tmp_path: Path
+    whole: bool, data: st.DataObject, value: Any, tmp_path: Path
 ) -> None:
-    if not (tmp_path / "model.safetensors").exists():
+    path, original = tmp_path / "model.safetensors", tmp_path / "original.json"
+    if not original.exists():
         save_pretrained(described(), tmp_path)
-        (tmp_path / "original.json").write_bytes((tmp_path / "config.json").read_bytes())
-    config = json.loads((tmp_path / "original.json").read_text(encoding="utf-8"))
+        without_header(tmp_path)
+        if not whole:
+            save_file({k: v for k, v in load_file(path).items() if "encoder." in k}, path)
+        (tmp_path / "config.json").rename(original)
+    config = json.loads(original.read_text(encoding="utf-8"))
     section = data.draw(st.sampled_from([config, config["architecture"], config["metadata"]]))
     section[data.draw(st.sampled_from([*section, "unknown"]))] = value
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with contextlib.suppress(CheckpointError):
+    model, said = None, ""
+    try:
+        model = load(tmp_path)
+    except CheckpointError as error:
+        said = str(error)
+    assert "\n" not in said
+    if model is not None:
+        assert whole or not model.metadata.head_trained
+        assert_predicts(model)
+
+
+def assert_predicts(model: Segformer) -> None:
+    """Assert that a model gives finite logits, and labels unless it says why not."""
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 64, 64)).isfinite().all()
+    if math.prod(model.metadata.image_size or ()) <= 1 << 16:  # huge ones are right, but slow
+        with contextlib.suppress(UsageError):
+            predict = Predictor(model, runtime="torch", device="cpu", threads=1)
+            image = np.full((40, 50, 3), 128, np.uint8)
+            assert predict(image).label_map.max() < model.config.num_outputs
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([1, 2], [1, 2]),
+        ([1, 2, 3], [1, 2]),
+        ([1, 2, 3, 4], [1, 2, 3, 4]),
+        ([], []),
+        ("123", [1, 2, 3]),
+        ([math.nan, 2, 3], [1, 2, 3]),
+        ([1, 2, 3], [math.nan, 2, 3]),
+        ([math.inf, 2, 3], [1, 2, 3]),
+        ([10**400, 2, 3], [1, 2, 3]),
+        ([1, 2, 3], [0, 2, 3]),
+        ([1, 2, 3], [1e-300, 2, 3]),
+    ],
+)
+def test_impossible_normalisation_is_refused(mean: object, std: object, tmp_path: Path) -> None:
+    save_pretrained(trained(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["metadata"] |= {"mean": mean, "std": std}
+    (without_header(tmp_path) / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"(mean|std) cannot be"):
         load(tmp_path)
+
+
+def test_other_channels_have_a_normalisation_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = trained(in_channels=4)
+    save(model, tmp_path / "a.safetensors")
+    assert "mean and std have 3 and 3 values for 4 channels" in caplog.text
+    caplog.clear()
+    loaded = load(tmp_path / "a.safetensors")
+    assert not caplog.records
+    assert (loaded.metadata.mean, loaded.metadata.std) == ((0.0,) * 4, (255.0,) * 4)
 
 
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     save_pretrained(trained(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 2}))
+    (without_header(tmp_path) / "config.json").write_text(json.dumps({**config, "version": 2}))
     with pytest.raises(CheckpointError, match="a newer segformerpp may help"):
         load(tmp_path)
+
+
+def test_what_is_in_the_file_wins_over_an_older_config_json(tmp_path: Path) -> None:
+    save_pretrained(described(), tmp_path)
+    other = trained(heads=(1, 4, 2, 4))
+    other.metadata = replace(METADATA, labels=("e", "f", "g", "h"))
+    save(other, tmp_path / "model.safetensors")
+    assert_same(load(tmp_path), other)
+
+
+@pytest.mark.parametrize("layout", ["segformerpp", "huggingface"])
+def test_a_run_that_is_killed_while_saving_leaves_nothing_inconsistent(
+    layout: Literal["segformerpp", "huggingface"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = described(), trained(heads=(1, 4, 2, 4), num_outputs=3)
+    new.metadata = replace(METADATA, labels=("e", "f", "g"), palette=())
+    replace_file, found = Path.replace, set()
+    for last in range(5):
+        save_pretrained(old, tmp_path)
+        left = [last]
+
+        def killed(self: Path, target: Path, left: list[int] = left) -> Path:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return replace_file(self, target)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(Path, "replace", killed)
+            save_pretrained(new, tmp_path, layout=layout)
+        assert not list(tmp_path.glob(".*"))
+        if (tmp_path / "model.safetensors").exists():
+            loaded = load(tmp_path)
+            assert loaded.config.heads == new.config.heads
+            assert loaded.metadata.labels == new.metadata.labels
+            found.add("new")
+        else:
+            with pytest.raises(CheckpointError, match="no weights in this folder"):
+                load(tmp_path)
+            found.add("none")
+    assert found == {"new", "none"}
+
+
+def test_a_failure_while_saving_leaves_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(described(), tmp_path)
+
+    def fail(self: Path, text: str, encoding: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", fail)
+        with pytest.raises(CheckpointError, match=r"README\.md: cannot be written: .*No space"):
+            save_pretrained(trained(), tmp_path)
+    assert_same(load(tmp_path), described())
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 class Hub:

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import errors
 
 from segformerpp.checkpoints import bundled, load, save, save_pretrained, sources
-from segformerpp.checkpoints.description import NVIDIA_LICENSE
+from segformerpp.checkpoints.card import NVIDIA_LICENSE
 from segformerpp.checkpoints.layouts import HUGGINGFACE
 from segformerpp.errors import CheckpointError, PlanError, UsageError
 from segformerpp.models import Metadata
@@ -25,6 +25,7 @@ def write_huggingface(folder: Path, config: dict[str, Any], preprocessor: object
 
 
 def test_bundled_models_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "camvid-b0" in bundled()
     assert all(load(name).metadata.head_trained for name in bundled())
     save_pretrained(trained(), tmp_path / "weights" / "tiny")
     (tmp_path / "weights" / "notes").mkdir()
@@ -136,6 +137,8 @@ def test_huggingface_descriptions_are_read(
         ({}, {"size": {"height": 1}}, "not understood"),
         ({}, {"image_mean": 3}, "not understood"),
         ({}, {"rescale_factor": 0}, "not understood"),
+        ({}, {"image_mean": [10**400, 1, 1]}, "not understood"),
+        ({}, {"image_mean": [float("nan"), 1, 1]}, "mean cannot be"),
         ({}, {"image_std": [0, 1, 1]}, "std cannot be"),
         ({}, [], "expected a JSON object"),
     ],
@@ -154,6 +157,28 @@ def test_a_classifiers_labels_are_not_a_fresh_heads(tmp_path: Path) -> None:
     model = load(tmp_path, num_classes=4)
     assert model.metadata == Metadata(head_trained=False)
     assert model.config.head_dim == 96
+
+
+@pytest.mark.parametrize("width", [0, 10**6, 10**30, 1.5, "wide"])
+def test_a_backbones_head_cannot_have_any_width(width: object, tmp_path: Path) -> None:
+    write_huggingface(tmp_path, {"decoder_hidden_size": width})
+    torch.save(encoder(trained(), HUGGINGFACE), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="head_dim cannot be"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "preprocessor",
+    [
+        {"image_mean": [0.5], "image_std": [0.5], "do_resize": False},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 4, "do_resize": False},
+    ],
+)
+def test_normalisation_for_other_channels_is_left_out(
+    preprocessor: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load(write_huggingface(tmp_path, {}, preprocessor)).metadata == IMAGENET
+    assert "values for 3 channels" in caplog.text
 
 
 @pytest.mark.parametrize(

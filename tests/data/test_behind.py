@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from segformerpp.data.behind import run_behind
+from segformerpp.data.behind import run_ahead, run_behind
 
 
 def test_results_come_in_order() -> None:
@@ -50,11 +50,54 @@ def test_errors_stop_the_rest() -> None:
     assert len(done) < 10
 
 
+def test_when_no_more_can_be_had_what_was_done_comes_first() -> None:
+    def calls() -> Iterator[Callable[[], int]]:
+        for i in range(5):
+            yield partial(int, i)
+        raise ValueError("five")
+
+    found = []
+    with pytest.raises(ValueError, match="five"):  # noqa: PT012
+        for i in run_behind(calls(), workers=2, waiting=9):
+            found.append(i)
+    assert found == list(range(5))
+
+
+def test_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(30):
+            taken.append(i)
+            yield i
+
+    results = run_ahead(lambda i: i * i, items(), workers=3, ahead=lambda square: 1 + square // 16)
+    for i in range(30):
+        assert next(results) == i * i
+        assert len(taken) <= i + 2 + (i - 1) ** 2 // 16
+    assert list(results) == []
+    assert list(run_ahead(abs, iter([]), workers=1, ahead=lambda _: 1)) == []
+
+
+def test_ahead_of_an_error() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise ValueError("five")
+
+    before = threading.active_count()
+    found = []
+    with pytest.raises(ValueError, match="five"):  # noqa: PT012
+        for i in run_ahead(abs, items(), workers=2, ahead=lambda _: 9):
+            found.append(i)
+    assert found == list(range(5))
+    assert threading.active_count() == before
+
+
 def test_closing_drops_what_has_not_started() -> None:
     before = threading.active_count()
     done: list[int] = []
     results = run_behind((partial(done.append, i) for i in range(100)), workers=2, waiting=4)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(done) < 10
     assert threading.active_count() == before

@@ -2,6 +2,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
     return make
 
 
-def stems(*sources: str | Path, **options: Path) -> list[str]:
+def stems(*sources: str | Path, **options: Any) -> list[str]:
     return [file.stem for file in find_images(sources, **options)]
 
 
@@ -108,6 +109,43 @@ def test_the_folder_for_outputs_is_no_input(tree: Callable[..., Path]) -> None:
     root = tree("a.png", "out/a_overlay.png", "in/b.png")
     assert stems(".", skip=Path("out")) == ["a", "in/b"]
     assert stems("out", skip=root / "out") == ["a_overlay"]
+    assert stems("**/*.png", "*/*.png", skip=Path("out")) == ["a", "in/b"]
+    assert stems("out/*.png", "in/../out/a*.png", skip=root / "out") == ["a_overlay"]
+
+
+def test_outputs_among_the_images_are_no_inputs(tree: Callable[..., Path]) -> None:
+    def outputs(stem: str) -> list[Path]:
+        return [Path("in", f"{stem}_{end}.png") for end in ("labels", "overlay")]
+
+    root = tree("in/a.jpg", "in/sub/b.png", "in/other_labels.png")
+    for _ in range(3):
+        for source in ("in", "in/**/*", root / "in"):
+            files = find_images([source], outputs=outputs)
+            assert [file.stem for file in files] == ["a", "other_labels", "sub/b"]
+        for file in files:
+            tree(*map(str, outputs(file.stem)))
+    assert stems("in/a.jpg", "in/a_labels.png", outputs=outputs) == ["a"]
+    assert stems("in/a_labels.png", outputs=outputs) == ["a_labels"]
+
+    tree("in/a_labels.jpg")  # has the name that an output of another image has but for its ending
+    for _ in range(3):
+        files = find_images(["in"], outputs=outputs)
+        assert [file.stem for file in files] == ["a", "a_labels", "other_labels", "sub/b"]
+        for file in files:
+            tree(*map(str, outputs(file.stem)))
+
+
+def test_home_folders(tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree("home/a.png", "~b.png", "~/c.png")
+    monkeypatch.setenv("HOME", str(root / "home"))
+    monkeypatch.setenv("USERPROFILE", str(root / "home"))
+    assert [file.path for file in find_images(["~/a.png", "~b.png", "~/c.png"])] == [
+        *(root / "home" / "a.png", Path("~b.png"), Path("~/c.png"))
+    ]
+    (root / "list.txt").write_text("~/a.png\n~b.png\n~no-such-user/x.png\n")
+    assert [file.path for file in find_images([root / "list.txt"])] == [
+        *(root / "home" / "a.png", root / "~b.png", root / "~no-such-user/x.png")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +156,9 @@ def test_the_folder_for_outputs_is_no_input(tree: Callable[..., Path]) -> None:
         ("nope/*.png", "no image matches"),
         ("empty.txt", "no path in this list"),
         ("binary.txt", "cannot be read as a list"),
+        ("~no-such-user/x.png", "no such file"),
+        ("x" * 300 + ".png", "name too long"),
+        ("x" * 300 + "*.png", "no image matches|name too long"),
     ],
 )
 def test_sources_that_give_nothing(tree: Callable[..., Path], source: str, reason: str) -> None:

@@ -76,6 +76,10 @@ def test_16_bit_grey_is_scaled(tmp_path: Path, extension: str) -> None:
         (np.array([[0, 100.2, 255]], np.float32), [0, 100, 255]),
         (np.array([[-1, 0, 1]], np.float32), [0, 128, 255]),
         (np.array([[0, np.nan, 1]], np.float32), [0, 0, 255]),
+        (np.array([[-np.inf, 0.5, 1, np.inf]], np.float32), [0, 128, 255, 255]),
+        (np.array([[-np.inf, -100, 100, np.inf]], np.float32), [0, 0, 255, 255]),
+        (np.array([[-3e38, 0, 3e38]], np.float32), [0, 128, 255]),
+        (np.array([[np.inf, np.nan]], np.float32), [0, 0]),
         (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
         (np.array([[0, 7, 255]], np.int32), [0, 7, 255]),
         (np.array([[-(2**31), 0, 2**31 - 1]], np.int32), [0, 128, 255]),
@@ -159,8 +163,11 @@ def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     assert read_image(path).shape == (size[1], size[0], 3)
 
 
-def test_larger_than_pillow_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(PICTURE, tmp_path / "x.png")
+@pytest.mark.parametrize("extension", [*LOSSLESS, "jpg", "gif", "webp", "avif"])
+def test_larger_than_pillow_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    path = saved(PICTURE, tmp_path / f"x.{extension}")
     for limit in (700, 100):  # Pillow warns about the first, and refuses the second
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with warnings.catch_warnings():
@@ -194,6 +201,13 @@ def test_no_file(tmp_path: Path) -> None:
         read_image(tmp_path / "x.png")
     with pytest.raises(ImageError, match="is a directory"):
         read_image(tmp_path)
+    with pytest.raises(ImageError, match="no such file"):
+        read_image("~no-such-user/x.png")
+
+
+def test_a_name_that_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_image(saved(PICTURE, Path("~x.png"))).shape == RGB.shape
 
 
 FORMATS = ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000", "AVIF"]
@@ -278,6 +292,14 @@ def test_wrong_types() -> None:
 def test_png_round_trip(tmp_path: Path, array: np.ndarray) -> None:
     write_image(tmp_path / "new" / "x.png", array)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "x.png")), array)
+
+
+def test_what_opencv_fails_to_write_pillow_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imencode", lambda *_: (False, np.zeros(0, np.uint8)))
+    write_image(tmp_path / "x.png", RGB)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), RGB)
 
 
 def test_pil_images_and_other_formats(tmp_path: Path) -> None:

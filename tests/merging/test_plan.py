@@ -93,6 +93,7 @@ def test_tome_cfg() -> None:
         ({"q_mode": "n1d", "q_s": (2, 2)}, "q_s"),
         ({"q_mode": "n2d", "q_s": (2, 2, 2)}, "q_s"),
         ({"q_mode": "n2d", "q_s": (2, 0)}, "q_sx"),
+        ({"q_mode": "n2d", "q_s": 2, "q_sx": 4}, "q_sx"),
         ({"q_r": 0.5}, "q_r"),
     ],
 )
@@ -133,6 +134,7 @@ def test_dict_errors(data: dict, words: str) -> None:
         ("q1:mode=n1d,s=2 q12:mode=n1d,s=2", "stage 1, q: given twice"),
         ("q1:mode=n1d,s=two", r"stage 1, q\.s"),
         ("input_scale=half", "input_scale"),
+        ("input_scale=0.5 input_scale=0.5", "input_scale: given twice"),
         ("no_such.yaml", "no_such.yaml: cannot be read"),
     ],
 )
@@ -144,7 +146,9 @@ def test_string_errors(text: str, words: str) -> None:
 def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     for text, words in [
-        ("a: [", "not YAML"),
+        ("a: [", "not a YAML plan"),
+        ("[" * 20000, "not a YAML plan"),
+        ("stages: 2001-99-99", "not a YAML plan"),
         ("- 1", "a mapping"),
         ("stages: 3", "stages: a list"),
     ]:
@@ -152,12 +156,20 @@ def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
         with pytest.raises(PlanError, match=rf"p\.yaml: .*{words}"):
             MergePlan.parse(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match="cannot be read"):
+    with pytest.raises(PlanError, match="not a YAML plan"):
         MergePlan.parse(path)
+    with pytest.raises(PlanError, match="not a YAML plan"):
+        MergePlan.parse("a\0.yaml")
 
 
 def test_other_types_are_refused() -> None:
     with pytest.raises(PlanError, match="from_tome_cfg"):
         MergePlan.parse([{}])  # type: ignore[arg-type]  # what a wrong call would do
+    with pytest.raises(PlanError, match="q: a strategy"):
+        StageMerge(q={"mode": "n1d", "s": 2})  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="stage 1: a StageMerge, not 'a'"):
+        MergePlan(("a",) * 4)  # type: ignore[arg-type]
+    assert MergePlan([StageMerge()] * 4) == MergePlan()  # type: ignore[arg-type]
+    assert hash(MergePlan([StageMerge()] * 4)) == hash(MergePlan())  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         MergePlan().input_scale = 0.5  # type: ignore[misc]  # plans are immutable

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segformerpp.checkpoints import load, save_pretrained
-from segformerpp.checkpoints.fitting import fit
+from segformerpp.checkpoints.loading import fit
 from segformerpp.merging import PRESETS, BipartiteMatching, MergePlan, Neighbour1d, Neighbour2d
 from segformerpp.merging import StageMerge as Stage
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig

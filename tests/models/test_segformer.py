@@ -117,6 +117,11 @@ def test_too_small_images_are_refused() -> None:
     with pytest.raises(UsageError, match="at least 64 pixels"):
         model(image(63, 64))
     assert model(image(64, 64)).shape == (1, 4, 8, 8)
+    with pytest.raises(UsageError, match=r"\(B, 3, H, W\), not \(3, 64, 64\)"):
+        model(image(64, 64)[0])
+    with pytest.raises(UsageError, match=r"not \(1, 4, 64, 64\)"):
+        model(image(64, 64, channels=4))
+    assert SegformerConfig.of_size("b5").min_image_size == 32
 
 
 def test_other_channel_counts() -> None:
@@ -171,6 +176,18 @@ def test_export_gives_what_eager_gives(plan: str, kind: HeadKind) -> None:
     exported = torch.export.export(model, (image(132, 100, batch=2),)).module()
     x = image(132, 100, batch=2, seed=1)
     assert relative(exported(x), model(x)) < 1e-9
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@torch.inference_mode()
+def test_export_for_any_batch_size(plan: str) -> None:
+    model = tiny().double()
+    model.merge_plan = plan
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(model, (image(64, 96, batch=2),), dynamic_shapes=shapes)
+    for batch in (1, 2, 5):
+        x = image(64, 96, batch=batch, seed=1)
+        assert relative(exported.module()(x), model(x)) < 1e-9
 
 
 @pytest.mark.parametrize("plan", ["none", "hq", PLANS[-1]])

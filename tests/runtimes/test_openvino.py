@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segformerpp import runtimes
-from segformerpp.errors import UsageError
+from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.merging import PRESETS
 from segformerpp.models import Segformer
 from tests.models.test_segformer import tiny
@@ -50,6 +50,18 @@ def test_shapes_and_threads() -> None:
         results = list(pool.map(runtime, inputs))
     for x, logits in zip(inputs, results, strict=True):
         np.testing.assert_allclose(logits, expected(model, x), rtol=1e-3, atol=1e-4)
+
+
+def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = runtimes.create(tiny(), "openvino", "f32")
+    for error in (MemoryError("std::bad_alloc"), RuntimeError("Failed to allocate 9 bytes")):
+
+        def fail(_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(runtime, "_compiled", fail)
+        with pytest.raises(MemoryLimitError, match="3 x 131 x 99 pixels do not fit"):
+            runtime(X)
 
 
 def test_what_is_refused() -> None:

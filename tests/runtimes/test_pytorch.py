@@ -1,12 +1,13 @@
 import copy
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from segformerpp import runtimes
-from segformerpp.errors import SegformerppError, UsageError
+from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.models import SIZES, Segformer, SegformerConfig
 from segformerpp.runtimes.memory import bytes_per_pixel
 
@@ -50,12 +51,14 @@ def test_threads(random_model: Segformer) -> None:
         ({"device": "cpu:x"}, "device: 'cpu:x' is not on this machine; there is .*cpu"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not on this machine"),
         ({"device": "cpu", "precision": "f16"}, "f16 on the CPU; use bf16 or f32"),
-        ({"threads": 0}, "threads: a whole number from 1 up, not 0"),
+        ({"threads": 0}, "threads: a whole number from 1 to [0-9]+, not 0"),
+        ({"threads": 1.5}, r"threads: a whole number from 1 to [0-9]+, not 1\.5"),
+        ({"threads": 99999}, "threads: a whole number from 1 to [0-9]+, not 99999"),
     ],
 )
-def test_what_is_refused(random_model: Segformer, arguments: dict[str, str], reason: str) -> None:
+def test_what_is_refused(random_model: Segformer, arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        runtimes.create(random_model, **arguments)  # type: ignore[arg-type]
+        runtimes.create(random_model, **arguments)
 
 
 def test_a_device_that_is_not_there(random_model: Segformer) -> None:
@@ -70,11 +73,18 @@ def test_memory_that_does_not_suffice(
 ) -> None:
     runtime = runtimes.create(copy.deepcopy(random_model), device="cpu")
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+    def fail_with(error: Exception) -> None:
+        def fail(*_: object) -> None:
+            raise error
 
-    monkeypatch.setattr(Segformer, "forward", fail)
-    with pytest.raises(SegformerppError, match="2 x 50 x 66 pixels do not fit into the memory"):
+        monkeypatch.setattr(Segformer, "forward", fail)
+
+    for text in ("DefaultCPUAllocator: can't allocate memory: ...", "CUDA out of memory. ..."):
+        fail_with(RuntimeError(text))
+        with pytest.raises(MemoryLimitError, match="2 x 50 x 66 pixels do not fit into the memory"):
+            runtime(X)
+    fail_with(RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
         runtime(X)
 
 

@@ -8,14 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segformerpp.errors import UsageError
 from segformerpp.models import Metadata
 from segformerpp.tasks.segmentation import (
-    checked_size,
     fit,
     normalise,
     postprocess,
-    preprocess,
     probabilities,
 )
 
@@ -103,20 +100,12 @@ def test_fitted_sizes(
     fitted = fit(image, size, least)
     assert fitted.shape == (*expected, 3)
     assert (fitted == 200).all()
-    assert preprocess(image, Metadata(), size, least).shape == (3, *expected)
 
 
 def test_shrinking_is_antialiased() -> None:
     checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     shrunk = fit(np.dstack([checks] * 3), (32, 32))
     assert abs(shrunk.astype(int) - 127).max() < 20
-
-
-def test_checked_size() -> None:
-    assert checked_size("tile", (3, 4)) == (3, 4)
-    for wrong in ((3,), (3, 0), (3.5, 4), (1, 2, 3)):
-        with pytest.raises(UsageError, match="tile: height and width"):
-            checked_size("tile", wrong)  # type: ignore[arg-type]
 
 
 def test_pre_and_postprocessing_do_not_import_torch() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -99,6 +101,7 @@ def test_logits_of_another_size_are_resized() -> None:
 def test_tiling() -> None:
     assert Tiling.of((1024, 512), None, 32) == Tiling((1024, 512), (256, 128))
     assert Tiling.of((64, 64), 8, 32, above=99) == Tiling((64, 64), (8, 8), 99)
+    assert Tiling.of((64, 64), np.int64(8), 32) == Tiling((64, 64), (8, 8))
     tiling = Tiling((64, 64), (8, 8), above=64 * 100)
     assert not tiling.takes((64, 64))
     assert not tiling.takes((64, 100))
@@ -106,13 +109,13 @@ def test_tiling() -> None:
     assert tiling.takes((101, 64))
 
 
-@pytest.mark.parametrize("overlap", [64, -1, (64, 0), (0, 64), (1, 2, 3)])
-def test_wrong_overlaps(overlap: int | tuple[int, int]) -> None:
+@pytest.mark.parametrize("overlap", [64, -1, 1.5, "8", (64, 0), (0, 64), (1, 2, 3)])
+def test_wrong_overlaps(overlap: Any) -> None:
     with pytest.raises(UsageError, match="overlap: "):
         Tiling.of((64, 64), overlap, 32)
 
 
-@pytest.mark.parametrize("tile", [(31, 64), (64,), (64.0, 64)])
-def test_wrong_tiles(tile: tuple[int, int]) -> None:
+@pytest.mark.parametrize("tile", [(31, 64), (64,), (64.0, 64), 64])
+def test_wrong_tiles(tile: Any) -> None:
     with pytest.raises(UsageError, match=r"tile: .* from 32 up"):
         Tiling.of(tile, 0, 32)

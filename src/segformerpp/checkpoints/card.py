@@ -1,16 +1,19 @@
-"""The model card that is saved with weights: README.md with YAML front matter for the hub."""
+"""The model card beside weights: README.md with YAML front matter for the hub."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segformerpp.checkpoints.description import NVIDIA_LICENSE, slug
 from segformerpp.merging import MergePlan
 from segformerpp.models import Metadata, Segformer
 
+#: The terms of what NVIDIA published: https://github.com/NVlabs/SegFormer/blob/master/LICENSE
+NVIDIA_LICENSE = "NVIDIA Source Code License for SegFormer (non-commercial)"
 # Identifiers that the hub knows among those that weights are likely to be under.
 _HUB_LICENSES = {"apache-2.0", "mit", "isc", "bsd", "bsd-2-clause", "bsd-3-clause", "unlicense"}
 _HUB_LICENSES |= {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nd-4.0", "openrail", "unknown"}
@@ -49,15 +52,16 @@ model = sfpp.load("{where}", merge="hq")
 }
 
 
-def card(model: Segformer, layout: str, where: str) -> str:
+def card(model: Segformer, metadata: Metadata, layout: str, where: str) -> str:
     """The text of README.md.
 
     Args:
         model: the model that is saved.
+        metadata: that is saved with it.
         layout: ``segformerpp`` or ``huggingface``.
         where: the path or hub id from which it will be loaded.
     """
-    metadata, config = model.metadata, model.config
+    config = model.config
     front = yaml.safe_dump(_front_matter(metadata, layout), sort_keys=False, allow_unicode=True)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     size, resized = config.size.replace("b", "B"), metadata.image_size
@@ -103,7 +107,7 @@ def _front_matter(metadata: Metadata, layout: str) -> dict[str, Any]:
     if terms in _HUB_LICENSES:
         front["license"] = terms
     elif terms:
-        front |= {"license": "other", "license_name": slug(terms)}
+        front |= {"license": "other", "license_name": _slug(terms)}
         if NVIDIA_LICENSE in metadata.license:
             front["license_link"] = "https://github.com/NVlabs/SegFormer/blob/master/LICENSE"
     front["library_name"] = "transformers" if layout == "huggingface" else "segformerpp"
@@ -133,3 +137,45 @@ def _labels(metadata: Metadata) -> list[str]:
         f"| {i} | {_cell(label)} | {' '.join(map(str, colour))} |"
         for i, (label, colour) in enumerate(zip(metadata.labels, colours, strict=False))
     ]
+
+
+def _read_front_matter(folder: Path | None) -> dict[str, Any]:
+    """The YAML at the head of the model card; empty if there is none that can be read."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
+        match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+        data = yaml.safe_load(match[1]) if match else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}  # prose for people: no reason to refuse the weights
+    return data if isinstance(data, dict) else {}
+
+
+def _ancestors(config: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+    """The models that a checkpoint says it was made from."""
+    base = card.get("base_model")
+    named = [config.get("_name_or_path"), *(base if isinstance(base, list) else [base])]
+    return [name for name in named if isinstance(name, str)]
+
+
+def read_terms(folder: Path | None, config: Mapping[str, Any], name: str) -> str:
+    """The terms of weights: what their card says, and NVIDIA's where weights of theirs are in them.
+
+    Args:
+        folder: of the card; there need be none.
+        config: what config.json holds.
+        name: where the checkpoint came from, as the user said it.
+    """
+    card = _read_front_matter(folder)
+    names, terms = [name, *_ancestors(config, card)], card.get("license")
+    terms = terms if isinstance(terms, str) else ""
+    if terms == "other":
+        terms = str(card.get("license_name") or "other (see the model card of the source)")
+    if any(name.startswith("nvidia/") for name in names) or terms == _slug(NVIDIA_LICENSE):
+        own = not terms or terms.startswith(("other", _slug(NVIDIA_LICENSE)))
+        return NVIDIA_LICENSE if own else f"{terms}; made from weights under: {NVIDIA_LICENSE}"
+    return terms
+
+
+def _slug(text: str) -> str:
+    """A text as the hub wants names of licenses: lower case, digits, dots and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,9 @@ def read(
     """
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
+            found = reprlib.repr(config[key])
             raise CheckpointError(
-                f"{name}: config.json has {key} {config[key]!r}; only {value!r} is supported"
+                f"{name}: config.json has {key} {found}; only {value!r} is supported"
             )
     stated = {
         ours: tuple(config[theirs]) if isinstance(config[theirs], list) else config[theirs]
@@ -54,7 +56,7 @@ def read(
     }
     try:
         return stated, _read_metadata(_labels(config), preprocessor)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{name}: config.json or preprocessor_config.json is not understood: {error!r}"
         ) from None
@@ -92,10 +94,10 @@ def _read_metadata(labels: tuple[str, ...], data: Mapping[str, Any]) -> Metadata
     )
 
 
-def to_config(model: Segformer, dtype: torch.dtype) -> dict[str, Any]:
+def to_config(model: Segformer, metadata: Metadata, dtype: torch.dtype) -> dict[str, Any]:
     """The config.json with which transformers builds this network."""
-    config, labels = model.config.to_dict(), model.metadata.labels
-    labels = labels or tuple(f"LABEL_{i}" for i in range(model.config.num_outputs))
+    config = model.config.to_dict()
+    labels = metadata.labels or tuple(f"LABEL_{i}" for i in range(model.config.num_outputs))
     return {
         "architectures": ["SegformerForSemanticSegmentation"],
         "model_type": "segformer",

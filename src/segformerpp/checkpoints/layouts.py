@@ -9,7 +9,7 @@ in `_{p}` the parameter's name follows an underscore, else `.weight` and the lik
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Layout:
     embed_norm_eps: float = 1e-5
     fuse_reversed: bool = False
     linear_scales: bool = False
-    ignored: tuple[str, ...] = field(default=())
+    ignored: tuple[str, ...] = ()
 
 
 _MODULES = [

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from segformerpp.checkpoints.description import describe
-from segformerpp.checkpoints.fitting import fit
+from segformerpp.arguments import whole_number
+from segformerpp.checkpoints.architecture import Problems, configure, infer
+from segformerpp.checkpoints.description import MOST_OUTPUTS, describe, fitted
+from segformerpp.checkpoints.layouts import LAYOUTS
 from segformerpp.checkpoints.reading import read
+from segformerpp.checkpoints.renaming import COUNTER, Tensors, recognise
 from segformerpp.checkpoints.sources import locate
-from segformerpp.errors import UsageError
+from segformerpp.errors import CheckpointError, UsageError
 from segformerpp.merging import MergePlan
-from segformerpp.models import Segformer
+from segformerpp.models import Metadata, Segformer, SegformerConfig
+
+logger = logging.getLogger(__name__)
+
+# What training, compilation and data parallelism put before every name.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_CLASSIFIER = "head.classifier."
 
 
 def load(
@@ -54,8 +66,8 @@ def load(
         UsageError: on an impossible number of classes or device.
     """
     plan = None if merge is None else MergePlan.parse(merge)
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"num_classes: at least 1, not {num_classes}")
+    if num_classes is not None:
+        num_classes = whole_number("num_classes", num_classes, 1, MOST_OUTPUTS)
     found = locate(source, revision, offline)
     contents = read(found.weights)
     description = describe(contents, found.folder, found.name)
@@ -66,3 +78,104 @@ def load(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device: {device!r} cannot be used: {reason}") from None
+
+
+def fit(
+    tensors: Tensors,
+    stated: Mapping[str, Any],
+    metadata: Metadata,
+    num_classes: int | None,
+    origin: str,
+) -> Segformer:
+    """Build the network that tensors of any layout belong in, and fill it.
+
+    Args:
+        tensors: a whole model's or an encoder's.
+        stated: the fields of `SegformerConfig` that are written beside the tensors.
+        metadata: for the model; corrected where it does not fit or the head is fresh.
+        num_classes: outputs that are wanted; None for the checkpoint's, or 19 for an encoder.
+        origin: the checkpoint's name, for errors.
+
+    Raises:
+        CheckpointError: if the layout is none that we know, or a tensor is missing, extra or has
+            a wrong shape.
+    """
+    wrapper, tensors, beside = _unwrapped(tensors)
+    renaming = recognise(tensors)
+    if renaming is None:
+        example = wrapper + next(iter(tensors), "")
+        layouts = ", ".join(layout.name for layout in LAYOUTS)
+        raise CheckpointError(
+            f"{origin}: not a SegFormer: tensors are named like {example!r}, as in none of the "
+            f"layouts that are known ({layouts})"
+        )
+    problems = Problems(origin, renaming, wrapper)
+    inferred = infer(renaming.whole(tensors), problems)
+    problems.report()
+    config = configure(inferred, stated, renaming.layout, origin)
+    has_head = "head_kind" in inferred
+    network = _without_numbers(config)
+    shapes = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if not name.endswith(COUNTER) and (has_head or name.startswith("encoder."))
+    }
+    problems.compare(tensors, shapes)
+    problems.note_unexpected(beside)
+    problems.report()
+    for key, value in inferred.items():
+        if stated.get(key, value) != value:
+            raise CheckpointError(
+                f"{origin}: {key} is stated as {stated[key]}, but the tensors have {value}"
+            )
+    known = {name: tensor for name, tensor in tensors.items() if not renaming.ignores(name)}
+    ours = {name: _own(tensor) for name, tensor in renaming.to_ours(known, shapes).items()}
+
+    fresh = "" if has_head else "decode head"
+    if num_classes and num_classes != config.num_outputs:
+        fresh = fresh or "classifier"
+        config = replace(config, num_outputs=num_classes)
+        ours = {name: t for name, t in ours.items() if not name.startswith(_CLASSIFIER)}
+    if fresh:
+        logger.warning("%s: the %s is freshly initialised: train it before use", origin, fresh)
+        network = Segformer(config)
+        metadata = Metadata(
+            mean=metadata.mean,
+            std=metadata.std,
+            head_trained=False,
+            source=metadata.source,
+            license=metadata.license,
+        )
+    else:
+        counters = (name for name in network.state_dict() if name.endswith(COUNTER))
+        ours |= {name: torch.tensor(0) for name in counters}
+    network.load_state_dict(ours, strict=not fresh, assign=True)
+    network.metadata = fitted(metadata, config, origin)
+    return network
+
+
+def _without_numbers(config: SegformerConfig) -> Segformer:
+    """A network on the meta device: initial weights would cost time and the caller's seed."""
+    with torch.device("meta"):
+        return Segformer(config)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """In float32 and in memory of its own, not mapped from a file that may change."""
+    return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def _unwrapped(tensors: Tensors) -> tuple[str, Tensors, list[str]]:
+    """Take the prefixes off that most names share.
+
+    Returns:
+        What was taken off, the tensors that had it, and the names of the others.
+    """
+    taken, beside = "", []
+    for _ in _WRAPPERS:
+        for prefix in _WRAPPERS:
+            inside = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            if 2 * len(inside) > len(tensors):
+                beside += [taken + name for name in tensors if not name.startswith(prefix)]
+                tensors, taken = inside, taken + prefix
+    return taken, tensors, beside

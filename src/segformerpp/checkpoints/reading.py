@@ -124,7 +124,7 @@ def read(path: Path) -> Contents:
     is_pickle = start.startswith(b"\x80") and start[8:9] != b"{"
     contents = _read_torch(path, is_zip) if is_zip or is_pickle else _read_safetensors(path)
     for name, tensor in contents.tensors.items():
-        _refuse_odd(f"{path}: {name!r}", tensor)
+        _refuse_unusual_storage(f"{path}: {name!r}", tensor)
     if not contents.tensors:
         raise CheckpointError(f"{path}: holds no tensors")
     return contents
@@ -139,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {_line(error)}") from None
+        raise CheckpointError(f"{path}: cannot be read as JSON: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return data
@@ -153,7 +153,7 @@ def _read_safetensors(path: Path) -> Contents:
     except Exception as error:  # the reader's own, PyTorch's for dtypes that it lacks, ...
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: neither a safetensors nor a PyTorch file") from None
-        raise CheckpointError(f"{path}: broken or no safetensors: {_line(error)}") from None
+        raise CheckpointError(f"{path}: broken or no safetensors: {one_line(error)}") from None
 
 
 def _read_torch(path: Path, is_zip: bool) -> Contents:
@@ -173,13 +173,16 @@ def _read_torch(path: Path, is_zip: bool) -> Contents:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise CheckpointError(
-                f"{path}: refused, because it asks to execute {refused[1]}; a checkpoint needs "
-                f"nothing but tensors: have it saved as safetensors"
+                f"{path}: refused, because it asks to execute {_printable(refused[1])}; a "
+                f"checkpoint needs nothing but tensors: have it saved as safetensors"
             ) from None
-        raise CheckpointError(f"{path}: broken or no PyTorch checkpoint: {_line(error)}") from None
+        raise CheckpointError(
+            f"{path}: broken or no PyTorch checkpoint: {one_line(error)}"
+        ) from None
     beside: Mapping[str, Any] = {}
     if isinstance(data, dict):
-        key = next((k for k in _STATE_KEYS if isinstance(data.get(k), dict)), None)
+        keys = [k for k in _STATE_KEYS if isinstance(data.get(k), dict)]
+        key = max(keys, key=lambda k: len(data[k]) > 0, default=None)  # the first that has any
         if key is not None:
             beside = {k: v for k, v in data.items() if k != key}
             data = data[key]
@@ -195,13 +198,14 @@ def _read_shards(path: Path) -> Contents:
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(map(str, shards.values()))):
         # A shard lies beside its index; anything else would read files we were not given.
-        if Path(name).name != name or name.endswith(".index.json"):
+        beside = Path(name).name == name and name.isprintable()
+        if not beside or name.endswith(".index.json"):
             raise CheckpointError(f"{path}: {name!r} is not the name of a shard beside it")
         tensors.update(read(path.with_name(name)).tensors)
     return Contents(tensors)
 
 
-def _refuse_odd(name: str, tensor: Any) -> None:
+def _refuse_unusual_storage(name: str, tensor: Any) -> None:
     """Raise unless `tensor` is a dense one of plain numbers."""
     if not isinstance(tensor, Tensor):
         raise CheckpointError(f"{name} is no tensor but a {type(tensor).__name__}")
@@ -212,8 +216,14 @@ def _refuse_odd(name: str, tensor: Any) -> None:
         raise CheckpointError(f"{name} is larger than the numbers it has")
 
 
-def _line(error: BaseException) -> str:
+def _printable(text: str) -> str:
+    """A text from a file on one line, without codes that terminals obey."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in short."""
     # PyTorch puts a paragraph on how to allow everything before what is wrong.
     text = str(error).rpartition("WeightsUnpickler error: ")[2]
-    text = " ".join(text.split()) or type(error).__name__
+    text = _printable(text) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + "..."

@@ -83,7 +83,7 @@ class Renaming:
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor of that name is known to stand beside the network."""
-        return name.endswith(COUNTER) or name.startswith(self.layout.ignored or ("\0",))
+        return name.endswith(COUNTER) or name.startswith(self.layout.ignored)
 
     def knows(self, name: str) -> bool:
         """Whether the table has a tensor of that name."""

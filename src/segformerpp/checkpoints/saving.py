@@ -19,11 +19,11 @@ from torch import Tensor
 
 from segformerpp.checkpoints import huggingface
 from segformerpp.checkpoints.card import card
-from segformerpp.checkpoints.description import HEADER_KEY, to_config
+from segformerpp.checkpoints.description import HEADER_KEY, fitted, to_config
 from segformerpp.checkpoints.layouts import HUGGINGFACE
 from segformerpp.checkpoints.renaming import COUNTER, Renaming, Tensors
 from segformerpp.errors import CheckpointError, UsageError
-from segformerpp.models import Segformer
+from segformerpp.models import Metadata, Segformer
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ def save(model: Segformer, path: str | Path, *, dtype: torch.dtype | None = None
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"path: a file that ends in .safetensors, not {path.name!r}")
-    tensors = {name: t for name, t in _state(model).items() if not name.endswith(COUNTER)}
-    header = {HEADER_KEY: _json(to_config(model))}
-    with _whole(path) as temporary:
-        save_file(_stored(tensors, dtype), temporary, {"format": "pt", **header})
+    metadata = fitted(model.metadata, model.config, path.name)
+    tensors, header = _ours(model, metadata, dtype)
+    with _atomic(path) as temporary:
+        save_file(tensors, temporary, header)
 
 
 def save_pretrained(
@@ -123,21 +123,34 @@ def _save_pretrained(
 ) -> None:
     if layout not in get_args(LayoutName):
         raise UsageError(f"layout: 'segformerpp' or 'huggingface', not {layout!r}")
-    texts: dict[str, Any] = {"README.md": card(model, layout, where)}
+    metadata = fitted(model.metadata, model.config, where)
+    texts = {"README.md": card(model, metadata, layout, where)}
     if layout == "segformerpp":
-        texts["config.json"] = to_config(model)
-        save(model, folder / "model.safetensors", dtype=dtype)
+        texts["config.json"] = _json(to_config(model, metadata))
+        tensors, header = _ours(model, metadata, dtype)
     else:
-        tensors = _stored(_to_huggingface(model), dtype)
+        tensors, header = _stored(_to_huggingface(model), dtype), {"format": "pt"}
         stored = next(t.dtype for t in tensors.values() if t.is_floating_point())
-        texts["config.json"] = huggingface.to_config(model, stored)
-        texts["preprocessor_config.json"] = huggingface.to_preprocessor(model.metadata)
-        with _whole(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary, {"format": "pt"})
-    for name, content in texts.items():
-        text = content if isinstance(content, str) else _json(content)
-        with _whole(folder / name) as temporary:
+        texts["config.json"] = _json(huggingface.to_config(model, metadata, stored))
+        texts["preprocessor_config.json"] = _json(huggingface.to_preprocessor(metadata))
+    weights = folder / "model.safetensors"
+    with contextlib.ExitStack() as files:
+        # What is entered first appears last: a run that is killed before leaves a folder without
+        # weights, never weights beside the configuration of others.
+        save_file(tensors, files.enter_context(_atomic(weights)), header)
+        for name, text in texts.items():
+            temporary = files.enter_context(_atomic(folder / name))
             temporary.write_text(text, encoding="utf-8")
+        weights.unlink(missing_ok=True)
+
+
+def _ours(
+    model: Segformer, metadata: Metadata, dtype: torch.dtype | None
+) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the header of a file of ours."""
+    tensors = {name: t for name, t in _state(model).items() if not name.endswith(COUNTER)}
+    header = {"format": "pt", HEADER_KEY: _json(to_config(model, metadata))}
+    return _stored(tensors, dtype), header
 
 
 def _to_huggingface(model: Segformer) -> Tensors:
@@ -159,8 +172,8 @@ def _to_huggingface(model: Segformer) -> Tensors:
 
 
 def _state(model: Segformer) -> Tensors:
-    # torch.compile wraps a model, and puts the wrapper's name before every tensor's.
-    return {name.removeprefix("_orig_mod."): t for name, t in model.state_dict().items()}
+    # torch.compile wraps a model or a part of it, and puts the wrapper's name before its tensors'.
+    return {name.replace("_orig_mod.", ""): t for name, t in model.state_dict().items()}
 
 
 def _json(data: dict[str, Any]) -> str:
@@ -168,8 +181,8 @@ def _json(data: dict[str, Any]) -> str:
 
 
 def _stored(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
-    if dtype is not None and not dtype.is_floating_point:
-        raise UsageError(f"dtype: a floating-point type such as torch.float16, not {dtype}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype: a floating-point type such as torch.float16, not {dtype!r}")
 
     def stored(tensor: Tensor) -> Tensor:
         # Safetensors wants each tensor in memory of its own.
@@ -180,7 +193,7 @@ def _stored(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def _atomic(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of `path` once it is complete."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

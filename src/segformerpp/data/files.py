@@ -7,7 +7,7 @@ import itertools
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -39,15 +39,23 @@ class ImageFile:
     stem: str
 
 
-def find_images(sources: Iterable[str | Path], skip: Path | None = None) -> list[ImageFile]:
+def find_images(
+    sources: Iterable[str | Path],
+    skip: Path | None = None,
+    outputs: Callable[[str], Iterable[Path]] | None = None,
+) -> list[ImageFile]:
     """Find images, each once, in the order of the sources.
 
     Args:
         sources: any mix of image files, folders (searched with all their subfolders, in
-            alphabetical order; hidden ones are left out), patterns such as ``"scans/*.png"`` or
-            ``"scans/**/left.png"``, and ``.txt`` files with one path per line (relative to the
-            list's folder, else to the current one; blank lines and ``#`` comments are skipped).
-        skip: a folder that is left out where it lies in a source folder: the one for outputs.
+            alphabetical order; hidden ones and links to folders are left out), patterns such as
+            ``"scans/*.png"`` or ``"scans/**/left.png"``, and ``.txt`` files with one path per
+            line (relative to the list's folder, else to the current one; blank lines and ``#``
+            comments are skipped).
+        skip: a folder that is left out where it lies in a source folder, or below the fixed part
+            of a pattern: the one for outputs.
+        outputs: where the outputs of an image with such a stem go. A file that is an output of
+            another one found is left out: where outputs lie among the images, they are none.
 
     Returns:
         The files with the names of their outputs: the path below the source folder, or below
@@ -60,17 +68,32 @@ def find_images(sources: Iterable[str | Path], skip: Path | None = None) -> list
     """
     found: dict[str, tuple[Path, PurePath]] = {}
     for source in sources:
-        for path, name in _search(str(source), skip):
-            found.setdefault(os.path.normcase(_absolute(path)), (path, name))
-    stems = _unique_stems(list(found.values()))
+        try:
+            for path, name in _search(str(source), skip):
+                found.setdefault(_identity(path), (path, name))
+        except OSError as error:  # such as a name that is too long
+            raise UsageError(f"{source}: {error.strerror or error}") from None
+    while True:
+        stems = _unique_stems(list(found.values()))
+        made = {_identity(path) for stem in stems for path in outputs(stem)} if outputs else set()
+        if made.isdisjoint(found):
+            break
+        # Again, because what is left may have got shorter names.
+        found = {key: value for key, value in found.items() if key not in made}
     return [ImageFile(path, stem) for (path, _), stem in zip(found.values(), stems, strict=True)]
+
+
+def expand_user(path: str | Path) -> Path:
+    """Put the home folder in the place of a leading ``~``, unless there is a file of that name."""
+    return Path(path if os.path.lexists(path) else os.path.expanduser(path))  # noqa: PTH111 (it never raises)
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name only once it is complete.
 
-    Missing folders are made. If the block raises, nothing stays behind.
+    Missing folders are made. If the block raises, nothing stays behind; if the process is killed
+    in it, a hidden file with a random name does.
 
     Raises:
         OSError: if it cannot be written; the file name is that of `path`.
@@ -91,7 +114,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
 def _search(source: str, skip: Path | None) -> list[tuple[Path, PurePath]]:
     """The images of one source, each with its path relative to where the search began."""
-    path = Path(source).expanduser()
+    path = expand_user(source)
     found: list[tuple[Path, PurePath]]
     if path.is_dir():
         found = [(file, file.relative_to(path)) for file in _walk(path, skip)]
@@ -106,11 +129,21 @@ def _search(source: str, skip: Path | None) -> list[tuple[Path, PurePath]]:
         raise UsageError(f"{source}: no such file or folder")
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
     base = Path(*fixed)
+    hidden = _skipped_below(base, skip)
     matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (absolute ones too)
-    found = [(file, _below(base, file)) for file in matches if _looks_like_image(file)]
+    found = [
+        (file, _below(base, file))
+        for file in matches
+        if _looks_like_image(file) and not (hidden and file.parent.resolve().is_relative_to(hidden))
+    ]
     if not found:
         raise UsageError(f"{source}: no image matches this pattern")
     return found
+
+
+def _identity(path: Path) -> str:
+    """Equal for paths of the same file."""
+    return os.path.normcase(_absolute(path))
 
 
 def _absolute(path: Path) -> str:
@@ -122,6 +155,12 @@ def _below(base: Path, file: Path) -> PurePath:
     return PurePath(file.name) if ".." in name.parts else name
 
 
+def _skipped_below(base: Path, skip: Path | None) -> Path | None:
+    """The folder to skip, resolved, if it lies below where a search begins."""
+    skip, base = skip and skip.resolve(), base.resolve()
+    return skip if skip and skip != base and skip.is_relative_to(base) else None
+
+
 def _looks_like_image(path: Path) -> bool:
     return (
         path.suffix.lower() in IMAGE_EXTENSIONS
@@ -131,7 +170,7 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def _walk(folder: Path, skip: Path | None) -> list[Path]:
-    skip = skip.resolve() if skip else None
+    skip = _skipped_below(folder, skip)
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"{error.filename}: cannot be searched: {error.strerror}")
@@ -155,8 +194,8 @@ def _read_list(path: Path) -> list[tuple[Path, PurePath]]:
     found = []
     for line in lines:
         if line and not line.startswith("#"):
-            beside = path.parent / Path(line).expanduser()
-            file = beside if beside.exists() or not Path(line).exists() else Path(line)
+            places = (path.parent / line, Path(line), expand_user(line))
+            file = next((place for place in places if os.path.lexists(place)), places[0])
             found.append((file, PurePath(file.name)))
     if not found:
         raise UsageError(f"{path}: no path in this list")
@@ -165,8 +204,7 @@ def _read_list(path: Path) -> list[tuple[Path, PurePath]]:
 
 def _unique_stems(found: list[tuple[Path, PurePath]]) -> list[str]:
     """The shortest names that tell all files apart; those of equal names get longer together."""
-    # Together, and not the later one only: so a name does not depend on what lies beside it
-    # that was not there in an earlier run.
+    # Together, and not the later one only: so names do not depend on the order of the files.
     longer = [_names(path, name, i) for i, (path, name) in enumerate(found)]
     stems = [next(names) for names in longer]
     while True:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segformerpp.data.files import write_whole
+from segformerpp.data.files import expand_user, write_whole
 from segformerpp.errors import ImageError
 
 #: A file, an opened image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8.
@@ -31,7 +31,8 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_pillow_limit = threading.Lock()
+#: Globals of libraries, which other users of these rely on, are changed by one thread at a time.
+_pillow_limit, _opencv_log = threading.Lock(), threading.Lock()
 
 
 def read_image(source: ImageSource) -> np.ndarray:
@@ -54,7 +55,7 @@ def read_image(source: ImageSource) -> np.ndarray:
     if not isinstance(source, str | Path):
         raise ImageError(f"image: a path, a PIL image or an array, not {type(source).__name__}")
     with _one_line(str(source)):
-        data = Path(source).expanduser().read_bytes()
+        data = expand_user(source).read_bytes()
         if not data:
             raise ValueError("the file is empty")
         try:
@@ -92,7 +93,9 @@ def _encode(image: np.ndarray | Image.Image, extension: str) -> memoryview:
         array = np.asarray(image)
         if array.ndim == 3:
             array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
-        return cv2.imencode(extension, array)[1].data
+        done, encoded = cv2.imencode(extension, array)
+        if done:
+            return encoded.data
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     name = Image.registered_extensions().get(extension)
     if name not in Image.SAVE:
@@ -103,16 +106,17 @@ def _encode(image: np.ndarray | Image.Image, extension: str) -> memoryview:
 
 
 def _open(data: bytes) -> Image.Image:
-    # The limit is a global of Pillow's, which other users of it rely on.
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{height} x {width} pixels are more than this package reads")
+            if limit is not None and width * height > limit:
+                image.load()  # decoders such as that of TIFF look at the limit again
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are more than this package reads")
     return image
 
 
@@ -121,11 +125,12 @@ def _decode_tiff(data: bytes) -> np.ndarray | None:
     if not data.startswith((b"II*\0", b"MM\0*")):
         return None
     # What OpenCV would report on standard error, we raise.
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    with _opencv_log:
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        try:
+            array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        finally:
+            cv2.utils.logging.setLogLevel(level)
     if array is None or array.size == 0:
         return None
     if array.dtype != np.uint8:
@@ -155,16 +160,20 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _to_8_bit(values: np.ndarray, sixteen_bit: bool) -> np.ndarray:
-    """Scale values of any number type to uint8."""
-    scaled = np.nan_to_num(values.astype(np.float32))
-    low, high = float(scaled.min(initial=0)), float(scaled.max(initial=0))
+    """Scale values of any number type to uint8; infinite ones are like the outermost others."""
+    with np.errstate(over="ignore"):
+        scaled = values.astype(np.float32)
+    finite = scaled[np.isfinite(scaled)]
+    low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
+    scaled = np.nan_to_num(scaled, posinf=high, neginf=low)
     is_float = np.issubdtype(values.dtype, np.floating)
     if sixteen_bit or (not is_float and low >= 0 and 255 < high <= 65535):
         scaled *= 255 / 65535
     elif is_float and low >= 0 and high <= 1:
         scaled *= 255
     elif low < 0 or high > 255:
-        scaled = (scaled - low) * (255 / (high - low))
+        scale = 255 / (high - low)
+        scaled = scaled * scale - low * scale
     return np.round(scaled).astype(np.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -20,10 +20,17 @@ Palette = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """The classes of a dataset: their names and RGB colours by training id."""
+    """The classes of a dataset.
+
+    Args:
+        labels: their names by training id.
+        palette: their RGB colours.
+        published: whether there are well-known checkpoints for it that bring no names.
+    """
 
     labels: tuple[str, ...]
     palette: Palette
+    published: bool = field(default=False, compare=False)
 
 
 def label_set(name: str) -> LabelSet:
@@ -44,10 +51,11 @@ def describe(metadata: Metadata, num_outputs: int) -> LabelSet:
     What the model brings itself comes first. A model without names that has as many outputs as
     Cityscapes (19) or ADE20K (150), as published checkpoints do, gets the names of that dataset;
     any other ``class 0``, ``class 1`` and so on. Names without colours get those of the dataset
-    that has the same names, else generated ones.
+    that has as many classes and at least 80 % of their names, whatever their case, else
+    generated ones.
     """
     published = next(
-        (s for k, s in _label_sets().items() if k != "camvid" and len(s.labels) == num_outputs),
+        (s for s in _label_sets().values() if s.published and len(s.labels) == num_outputs),
         None,
     )
     if len(metadata.labels) == num_outputs:
@@ -84,9 +92,11 @@ def _label_sets() -> dict[str, LabelSet]:
     text = files("segformerpp.data").joinpath("label_sets.json").read_text(encoding="utf-8")
     return {
         name: LabelSet(
-            tuple(label for label, _ in classes), tuple((r, g, b) for _, (r, g, b) in classes)
+            tuple(label for label, _ in dataset["classes"]),
+            tuple((r, g, b) for _, (r, g, b) in dataset["classes"]),
+            dataset["published"],
         )
-        for name, classes in json.loads(text).items()
+        for name, dataset in json.loads(text).items()
     }
 
 

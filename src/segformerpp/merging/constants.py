@@ -25,12 +25,13 @@ def constant(make: Maker, device: torch.device, *sizes: int) -> Tensor:
     return _on_device(make, device, *sizes)
 
 
-@lru_cache(maxsize=512)
+# Few enough that a folder of images of many sizes does not fill the memory.
+@lru_cache(maxsize=32)
 def _array(make: Maker, *sizes: int) -> np.ndarray:
     return make(*sizes)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=32)
 def _on_device(make: Maker, device: torch.device, *sizes: int) -> Tensor:
     with torch.inference_mode(False):  # else training could not use it later
         return torch.from_numpy(_array(make, *sizes)).to(device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ def match(merge: Merge | None, x: Tensor, grid: Grid) -> Match | None:
         return _Pool2d(grid, merge.sy, merge.sx) if merge.sy * merge.sx > 1 else None
     if isinstance(merge, BipartiteMatching):
         return _match_bipartite(merge, x, grid)
+    if merge is not None:
+        assert_never(merge)
     return None
 
 
@@ -59,7 +61,7 @@ class _Groups:
 
     def _flat(self) -> Tensor:
         """The numbers of the groups of all images in one row: (B * N,), from 0 to B * M - 1."""
-        first = torch.arange(len(self.group), device=self.group.device) * self.count
+        first = torch.arange(self.group.shape[0], device=self.group.device) * self.count
         return (self.group + first[:, None]).flatten()
 
     def merge(self, x: Tensor) -> Tensor:
@@ -93,7 +95,8 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
     with torch.no_grad():
         size = (*grid, merge.sy, merge.sx)
         targets = x.detach().index_select(1, constant(_destinations, x.device, *size))
-        targets = targets / targets.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        tiny = torch.finfo(x.dtype).tiny
+        targets = targets / targets.norm(dim=-1, keepdim=True).clamp_min(tiny)
         similarity, group = (x.detach() @ targets.transpose(1, 2)).max(dim=-1)
         is_destination = constant(_is_destination, x.device, *size)
         own = constant(_own_group, x.device, *size)
@@ -101,7 +104,7 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
         kept = sources - merged
         if kept:
             # A source's own length matters only here, where sources are compared to each other.
-            similarity = similarity / x.detach().norm(dim=-1).clamp_min(1e-12)
+            similarity = similarity / x.detach().norm(dim=-1).clamp_min(tiny)
             similarity = similarity.masked_fill(is_destination, torch.inf)
             alone = similarity.topk(kept, largest=False, sorted=False).indices
             numbers = torch.arange(destinations, destinations + kept, device=x.device)
@@ -159,9 +162,9 @@ class _Pool2d:
     sx: int
 
     def merge(self, x: Tensor) -> Tensor:
-        image = x.transpose(1, 2).unflatten(2, self.grid)
+        image = x.unflatten(1, self.grid).permute(0, 3, 1, 2)
         pooled = F.avg_pool2d(image, (self.sy, self.sx), ceil_mode=True)
-        return pooled.flatten(2).transpose(1, 2)
+        return pooled.permute(0, 2, 3, 1).flatten(1, 2)
 
     def unmerge(self, x: Tensor) -> Tensor:
         return x.index_select(1, constant(_nearest2d, x.device, *self.grid, self.sy, self.sx))

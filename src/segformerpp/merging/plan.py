@@ -34,6 +34,11 @@ class StageMerge:
     q: Merge | None = None
     kv: Merge | None = None
 
+    def __post_init__(self) -> None:
+        for key, merge in (("q", self.q), ("kv", self.kv)):
+            if not isinstance(merge, Merge | None):
+                raise PlanError(f"{key}: a strategy such as Neighbour1d(2), or None, not {merge!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
@@ -55,8 +60,12 @@ class MergePlan:
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
         if len(self.stages) != STAGES:
             raise PlanError(f"stages: a plan has {STAGES} stages, not {len(self.stages)}")
+        for number, stage in enumerate(self.stages, 1):
+            if not isinstance(stage, StageMerge):
+                raise PlanError(f"stage {number}: a StageMerge, not {stage!r}")
         scale = self.input_scale
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= 1:
             raise PlanError(f"input_scale: a number above 0 and up to 1, not {scale!r}")
@@ -123,10 +132,10 @@ class MergePlan:
         """Read a YAML file (see `from_dict` for its keys)."""
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path}: cannot be read as a plan: {error}") from None
-        except yaml.YAMLError as error:
-            raise PlanError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        except OSError as error:
+            raise PlanError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError, yaml.YAMLError) as error:  # odd bytes, dates, nesting
+            raise PlanError(f"{path}: not a YAML plan: {' '.join(str(error).split())}") from None
         if not isinstance(data, Mapping):
             raise PlanError(f"{path}: a plan is a mapping with the key 'stages'")
         try:
@@ -147,6 +156,8 @@ class MergePlan:
         for part in re.split(r"[\s;]+", text.strip()):
             target, colon, rest = part.partition(":")
             if not colon and target.startswith("input_scale="):
+                if "input_scale" in data:
+                    raise PlanError("input_scale: given twice")
                 data["input_scale"] = _number(target.removeprefix("input_scale="))
                 continue
             match = re.fullmatch(r"(q|kv)([1-4]+)", target)

@@ -45,6 +45,8 @@ def _merge(stage: Mapping[str, Any], prefix: str, where: str) -> Merge | None:
         return None
     mode = _MODES.get(mode, mode) if isinstance(mode, str) else mode
     if mode == "n2d" and "s" in values:
+        if clash := {"sx", "sy"} & set(values):
+            raise PlanError(f"{where}, {prefix}{min(clash)}: given beside {prefix}s")
         s = values.pop("s")
         pair = tuple(s) if isinstance(s, list | tuple) else (s, s)
         if len(pair) != 2:

@@ -11,12 +11,13 @@ from segformerpp.merging.match import Grid, match
 
 def to_image(x: Tensor, grid: Grid) -> Tensor:
     """Tokens (B, h * w, C) as an image (B, C, h, w): no copy, its memory is channels-last."""
-    return x.transpose(1, 2).unflatten(2, grid)
+    # Not transpose and unflatten: for one image its strides would not show PyTorch the format.
+    return x.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(x: Tensor) -> Tensor:
     """An image (B, C, h, w) as tokens (B, h * w, C)."""
-    return x.flatten(2).transpose(1, 2)
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Attention(nn.Module):

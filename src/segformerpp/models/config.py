@@ -71,6 +71,11 @@ class SegformerConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
+    def min_image_size(self) -> int:
+        """The least height and width of an image: below it a spatial reduction has no input."""
+        return max((4 << stage) * ratio for stage, ratio in enumerate(self.sr_ratios))
+
+    @property
     def size(self) -> str:
         """``b0`` to ``b5`` by depths and channels; ``custom`` if no published size has them."""
         for name, size in SIZES.items():
@@ -99,7 +104,8 @@ class Metadata:
         labels: class names by training id; empty if unknown.
         palette: RGB colour of each class; empty if unknown.
         mean, std: of the RGB channels in 0..255, for normalisation.
-        image_size: (H, W) that images are resized to; None for their own size.
+        image_size: (H, W) that it was trained or published with; None if unknown. Nothing is
+            resized to it unless asked.
         reduce_labels: whether the label files count from 1, with 0 ignored (ADE20K); training
             ids count from 0.
         head_trained: False if the decode head was freshly initialised by `load`.

@@ -15,9 +15,6 @@ from segformerpp.merging.match import Grid, nearest
 from segformerpp.models.attention import Attention, MixFFN, to_image, to_tokens
 from segformerpp.models.config import SegformerConfig
 
-#: Below this height or width the first spatial reduction has nothing to reduce.
-MIN_SIZE = 32
-
 
 class PatchEmbedding(nn.Module):
     """Overlapping patches by a strided convolution, then layer norm."""
@@ -45,7 +42,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        return x * (torch.rand(len(x), 1, 1, device=x.device) < keep).to(x.dtype) / keep
+        return x * (torch.rand(x.shape[0], 1, 1, device=x.device) < keep).to(x.dtype) / keep
 
 
 class Block(nn.Module):
@@ -102,6 +99,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
+        self.config = config
         self.merge_plan = MergePlan()
         self.gradient_checkpointing = False
         last = max(sum(config.depths) - 1, 1)
@@ -122,11 +120,14 @@ class Encoder(nn.Module):
             The four stage outputs (B, C_i, H_i, W_i), at a 4th, 8th, 16th and 32nd of the size.
 
         Raises:
-            UsageError: if the images are too small.
+            UsageError: if the images are too small, or not of such a shape.
         """
+        channels, least = self.config.in_channels, self.config.min_image_size
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise UsageError(f"images: (B, {channels}, H, W), not {tuple(x.shape)}")
         x = _shrink(x, self.merge_plan.input_scale)
-        if min(x.shape[2:]) < MIN_SIZE:
-            least = math.ceil(MIN_SIZE / self.merge_plan.input_scale)
+        if min(x.shape[2:]) < least:
+            least = math.ceil(least / self.merge_plan.input_scale)
             raise UsageError(f"images: at least {least} pixels on each side under this plan")
         checkpointing = self.gradient_checkpointing and self.training
         outputs = []

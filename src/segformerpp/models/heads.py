@@ -60,11 +60,11 @@ class DecodeHead(nn.Module):
             x = F.conv2d(x, part[:, :, None, None], bias if fused is None else None)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            fused = x if fused is None else fused + x
+            fused = x if fused is None else fused.add_(x)  # in place: memory is what costs here
         assert fused is not None
         if self.training:
             fused = self.fuse_norm(fused)
-        return self.classifier(self.dropout(F.relu(fused)))
+        return self.classifier(self.dropout(F.relu(fused, inplace=True)))
 
     def _scale(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         """The layer of one scale of the ``conv`` kind: (B, C_i, H_i, W_i) -> (B, D, H_i, W_i)."""

@@ -40,8 +40,9 @@ class Segformer(nn.Module):
         self.encoder = Encoder(config)
         self.head = DecodeHead(config)
         self.merge_plan = merge
-        self.apply(_initialise)
-        nn.init.normal_(self.head.classifier.weight, std=0.01)
+        if not self.head.classifier.weight.is_meta:
+            self.apply(_initialise)
+            nn.init.normal_(self.head.classifier.weight, std=0.01)
 
     @property
     def merge_plan(self) -> MergePlan:

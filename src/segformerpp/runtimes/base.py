@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from segformerpp.arguments import whole_number
 from segformerpp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 RUNTIMES = ("torch", "openvino")
 PRECISIONS = ("f32", "bf16", "f16")
 DEVICES = ("cpu", "cuda", "mps", "xpu", "gpu")
+#: More threads than processors only slow things down, but may be wanted for comparisons.
+_THREADS_PER_CPU = 4
 
 
 class Runtime(Protocol):
@@ -35,7 +39,11 @@ class Runtime(Protocol):
     threads: int
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
+        """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32.
+
+        Raises:
+            MemoryLimitError: if the images do not fit into the memory together.
+        """
 
 
 def check(runtime: str, precision: str, device: str, threads: int | None) -> None:
@@ -51,8 +59,9 @@ def check(runtime: str, precision: str, device: str, threads: int | None) -> Non
     ):
         if value not in ("auto", *known):
             raise UsageError(f"{key}: one of auto, {', '.join(known)}, not {value!r}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads: a whole number from 1 up, not {threads}")
+    if threads is not None:
+        # Thousands of threads end the process, without an error that could be caught.
+        whole_number("threads", threads, 1, most=_THREADS_PER_CPU * (os.cpu_count() or 1))
 
 
 def create(
@@ -79,6 +88,7 @@ def create(
         UsageError: if a value is unknown, or this machine does not have it.
     """
     check(runtime, precision, device, threads)
+    threads = None if threads is None else int(threads)  # NumPy's numbers are not taken below
     made: Runtime
     if runtime == "openvino":
         from segformerpp.runtimes.openvino import OpenvinoRuntime

@@ -1,11 +1,17 @@
-"""How much memory inference takes: an estimate from the architecture alone."""
+"""Memory for inference: how much it takes, and what it means to have too little."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from segformerpp.errors import MemoryLimitError
 
 if TYPE_CHECKING:
     from segformerpp.models import SegformerConfig
+
+_SIGNS = ("allocate", "out of memory", "bad_alloc", "bad allocation")
 
 
 def bytes_per_pixel(config: SegformerConfig) -> float:
@@ -22,3 +28,24 @@ def bytes_per_pixel(config: SegformerConfig) -> float:
     features = sum(dim / 4**stage for stage, dim in enumerate(config.dims))
     widest = max(config.head_dim, config.dims[0] * config.mlp_ratios[0])
     return 4 * (2 * config.in_channels + (4 * widest + config.num_outputs + 2 * features) / 16)
+
+
+@contextmanager
+def memory_limits(shape: tuple[int, ...], device: str) -> Iterator[None]:
+    """Turn what runtimes raise where memory ends into a `MemoryLimitError`.
+
+    Args:
+        shape: (B, C, H, W) of what goes through the network.
+        device: where to.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # Neither PyTorch on the processor nor OpenVINO has an error of its own for this.
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS):
+            raise
+        batch, _, height, width = shape
+        raise MemoryLimitError(
+            f"{batch} x {height} x {width} pixels do not fit into the memory of {device}: use a "
+            f"smaller batch or size, or tiles"
+        ) from error

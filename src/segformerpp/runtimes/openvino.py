@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from openvino.frontend.pytorch import ConversionExtension
 
 from segformerpp.errors import UsageError
 from segformerpp.models import Segformer
+from segformerpp.runtimes.memory import memory_limits
 
 _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 #: Input shapes whose networks are kept ready; each holds the weights once more.
@@ -31,7 +33,7 @@ class OpenvinoRuntime:
         precision: ``f32``, ``bf16`` (on processors that have it), ``f16`` (on graphics cards) or
             ``auto``: ``f32`` on processors, ``f16`` on graphics cards.
         device: ``cpu``, ``gpu`` (Intel's), or ``auto``, which is ``cpu``.
-        threads: processor threads to compute with; None for what OpenVINO chooses.
+        threads: processor threads to compute with; None for as many as PyTorch would take.
 
     Raises:
         UsageError: if this machine lacks the device, or the device the precision.
@@ -67,17 +69,18 @@ class OpenvinoRuntime:
             "INFERENCE_PRECISION_HINT": _TYPES[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
-        if threads is not None and self.device == "cpu":
-            self._options["INFERENCE_NUM_THREADS"] = threads
-        chosen = threads or torch.get_num_threads()
-        self.threads = chosen if self.device == "cpu" else 0
+        self.threads = 0
+        if self.device == "cpu":
+            self.threads = threads or torch.get_num_threads()
+            self._options["INFERENCE_NUM_THREADS"] = self.threads
         self._model = model
         self._lock = threading.Lock()
         self._compiled = lru_cache(_KEPT_SHAPES)(self._compile)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
-        with self._lock:  # one inference uses all threads
+        # One inference uses all threads.
+        with self._lock, memory_limits(x.shape, self.device):
             return self._compiled(x.shape)(x)[0]
 
     def _compile(self, shape: tuple[int, ...]) -> Any:
@@ -88,10 +91,11 @@ class OpenvinoRuntime:
 
 def convert(model: Segformer, shape: tuple[int, ...]) -> ov.Model:
     """Translate a network, with its merge plan, for inputs of one shape (B, C, H, W)."""
-    with torch.no_grad():
-        exported = torch.export.export(model, (torch.zeros(shape),))
     extension = ConversionExtension("aten.index_add.default", _index_add)
-    converted = ov.convert_model(exported, extension=[extension])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.export's, of itself
+        exported = torch.export.export(model, (torch.zeros(shape),))
+        converted = ov.convert_model(exported, extension=[extension])
     converted.inputs[0].set_names({"images"})
     converted.outputs[0].set_names({"logits"})
     return converted

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from segformerpp.errors import SegformerppError, UsageError
+from segformerpp.errors import UsageError
 from segformerpp.models import Segformer
+from segformerpp.runtimes.memory import memory_limits
 
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -49,20 +50,11 @@ class TorchRuntime:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
         dtype = _DTYPES.get(self.precision)
-        try:
+        with memory_limits(x.shape, self.device):
             tensor = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
             with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
                 logits = self._model(tensor)
             return logits.float().cpu().numpy()
-        except RuntimeError as error:
-            # On the CPU PyTorch has no error of its own for this.
-            if "allocate" not in str(error) and "out of memory" not in str(error):
-                raise
-            batch, _, height, width = x.shape
-            raise SegformerppError(
-                f"{batch} x {height} x {width} pixels do not fit into the memory of "
-                f"{self.device}: use a smaller batch or size, or tiles"
-            ) from error
 
 
 def _find_device(device: str) -> torch.device:

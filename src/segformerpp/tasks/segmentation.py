@@ -9,12 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from segformerpp.errors import UsageError
+from segformerpp.arguments import Size
 
 if TYPE_CHECKING:
     from segformerpp.models import Metadata
-
-Size = tuple[int, int]  # (H, W)
 
 #: Pixels of an output strip: what is worked on at a time stays in the processor's cache.
 _STRIP_PIXELS = 2**16
@@ -29,17 +27,6 @@ class LogitRows(Protocol):
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         """``logits[:, first:last]``."""
-
-
-def checked_size(name: str, size: Size, least: int = 1) -> Size:
-    """Refuse what is no size (H, W) of whole numbers from `least` up.
-
-    Raises:
-        UsageError: which names the argument and what would be right.
-    """
-    if len(size) != 2 or not all(isinstance(side, int) and side >= least for side in size):
-        raise UsageError(f"{name}: height and width in pixels, from {least} up, not {size}")
-    return (size[0], size[1])
 
 
 def fit(image: np.ndarray, size: Size | None = None, least: int = 32) -> np.ndarray:
@@ -65,20 +52,6 @@ def normalise(image: np.ndarray, metadata: Metadata) -> np.ndarray:
         table = ((values - mean) / std).astype(np.float32)
         np.take(table, image[..., channel], out=out[channel], mode="clip")
     return out
-
-
-def preprocess(
-    image: np.ndarray, metadata: Metadata, size: Size | None = None, least: int = 32
-) -> np.ndarray:
-    """Turn an image (H, W, 3) uint8 into the network's input (3, H, W) float32.
-
-    Args:
-        image: RGB.
-        metadata: has the mean and standard deviation of each channel.
-        size: see `fit`.
-        least: see `fit`.
-    """
-    return normalise(fit(image, size, least), metadata)
 
 
 def postprocess(logits: LogitRows, size: Size) -> np.ndarray:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import cv2
 import numpy as np
 
+from segformerpp.arguments import Size, checked_size
 from segformerpp.errors import UsageError
-from segformerpp.tasks.segmentation import Size, checked_size
 
 #: Logits (B, K, h', w') of windows (B, h, w, 3) of the image.
 Network = Callable[[np.ndarray], np.ndarray]
@@ -31,7 +32,9 @@ class Tiling:
     above: int = 0
 
     @classmethod
-    def of(cls, tile: Size, overlap: int | Size | None, least: int, above: int = 0) -> Tiling:
+    def of(
+        cls, tile: Size, overlap: SupportsIndex | Size | None, least: int, above: int = 0
+    ) -> Tiling:
         """Check and complete what a user gives.
 
         Args:
@@ -46,7 +49,7 @@ class Tiling:
         tile = checked_size("tile", tile, least)
         if overlap is None:
             overlap = (tile[0] // 4, tile[1] // 4)
-        pair = (overlap, overlap) if isinstance(overlap, int) else overlap
+        pair = (overlap, overlap) if isinstance(overlap, SupportsIndex) else overlap
         pair = checked_size("overlap", pair, 0)
         if pair[0] >= tile[0] or pair[1] >= tile[1]:
             raise UsageError(

@@ -1,18 +1,87 @@
-"""The architecture that the tensors of a checkpoint belong to, read from their shapes."""
+"""The architecture that the tensors of a checkpoint belong to, and which of them do not fit it."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from segformerpp.checkpoints.layouts import Layout
-from segformerpp.checkpoints.problems import Problems, matrix_shape
-from segformerpp.checkpoints.renaming import Tensors
+from segformerpp.checkpoints.renaming import Renaming, Tensors
 from segformerpp.errors import CheckpointError
 from segformerpp.merging.plan import STAGES
 from segformerpp.models import SIZES, SegformerConfig
+
+_MOST_LISTED = 12
+
+
+class Problems:
+    """Lists of wrong tensors, by the names that they have in the user's file.
+
+    Args:
+        origin: the checkpoint's name.
+        renaming: from our names to the file's.
+        wrapper: what the file puts before every name.
+    """
+
+    def __init__(self, origin: str, renaming: Renaming, wrapper: str) -> None:
+        self.origin, self.renaming, self.wrapper = origin, renaming, wrapper
+        kinds = ("missing", "unexpected", "misshapen", "of a wrong type")
+        self.lists: dict[str, list[str]] = {kind: [] for kind in kinds}
+
+    def note_missing(self, ours: str) -> None:
+        """Note that the tensor with our name is missing."""
+        self.lists["missing"] += self._theirs(ours)
+
+    def note_misshapen(self, ours: str, shape: tuple[int, ...], expected: str) -> None:
+        """Note that the tensor with our name has a shape that is not as `expected`."""
+        self.lists["misshapen"] += [f"{n} is {shape}, not {expected}" for n in self._theirs(ours)]
+
+    def _theirs(self, ours: str) -> list[str]:
+        names = self.renaming.to_theirs({ours: torch.empty(1, 1)})
+        return [self.wrapper + name for name in names]
+
+    def compare(self, tensors: Tensors, wanted: Tensors) -> None:
+        """Note how `tensors` (in their names) differ from `wanted` (in ours)."""
+        expected = self.renaming.to_theirs(wanted)
+        for name, like in expected.items():
+            full_name, tensor = self.wrapper + name, tensors.get(name)
+            if tensor is None:
+                self.lists["missing"].append(full_name)
+            elif _matrix_shape(tensor) != _matrix_shape(like):
+                text = f"{full_name} is {tuple(tensor.shape)}, not {tuple(like.shape)}"
+                self.lists["misshapen"].append(text)
+            elif not tensor.is_floating_point():
+                text = f"{full_name} is {tensor.dtype}, not floating point"
+                self.lists["of a wrong type"].append(text)
+        self.note_unexpected((name for name in tensors if name not in expected), self.wrapper)
+
+    def note_unexpected(self, names: Iterable[str], wrapper: str = "") -> None:
+        """Note tensors that belong nowhere, less those that are known to stand beside networks."""
+        for name in names:
+            if not self.renaming.ignores(name):
+                full_name = wrapper + name
+                # A file may name them as it likes, even with codes that terminals obey.
+                shown = full_name if full_name.isprintable() else repr(full_name)
+                self.lists["unexpected"].append(shown)
+
+    def report(self) -> None:
+        """Raise `CheckpointError` with all that was noted; do nothing if that is nothing."""
+        texts = []
+        for kind, items in self.lists.items():
+            if items:
+                left_out = len(items) - _MOST_LISTED
+                more = f" and {left_out} more" if left_out > 0 else ""
+                texts.append(f"{kind}: {', '.join(items[:_MOST_LISTED])}{more}")
+        if texts:
+            raise CheckpointError(
+                f"{self.origin}: does not fit SegFormer ({self.renaming.layout.name} layout): "
+                + "; ".join(texts)
+            )
 
 
 class _Form(NamedTuple):
@@ -48,7 +117,7 @@ def infer(tensors: Tensors, problems: Problems) -> dict[str, Any]:
             problems.note_missing(pattern.replace("*", "0"))
             return (1,) * form.ndim
         tensor = tensors[name]
-        found = tuple(tensor.shape) if form is _KERNEL else matrix_shape(tensor)
+        found = tuple(tensor.shape) if form is _KERNEL else _matrix_shape(tensor)
         right = len(found) == form.ndim and 0 not in found
         if not right or (form.ratio and found[-1] != form.ratio * found[-2]):
             problems.note_misshapen(name, found, form.text)
@@ -109,10 +178,7 @@ def configure(
     return config
 
 
-def refuse_conflicts(inferred: Mapping[str, Any], stated: Mapping[str, Any], origin: str) -> None:
-    """Raise `CheckpointError` if something is stated that is not so."""
-    for key, value in inferred.items():
-        if stated.get(key, value) != value:
-            raise CheckpointError(
-                f"{origin}: {key} is stated as {stated[key]}, but the tensors have {value}"
-            )
+def _matrix_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape; of a 1x1 convolution that of the linear layer it is, since files have either."""
+    shape = tuple(tensor.shape)
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape

@@ -1,0 +1,42 @@
+"""Checking the numbers that users pass as arguments."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from segformerpp.errors import UsageError
+
+Size = tuple[int, int]  # (H, W)
+
+
+def whole_number(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """Take any kind of whole number, NumPy's too, if it lies in `least` .. `most`.
+
+    Raises:
+        UsageError: which names the argument and what would be right.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        upper = "up" if most == math.inf else f"to {most}"
+        raise UsageError(f"{name}: a whole number from {least} {upper}, not {value!r}")
+    return number
+
+
+def checked_size(name: str, size: Any, least: int = 1) -> Size:
+    """Take a size (H, W) of whole numbers from `least` up.
+
+    Raises:
+        UsageError: which names the argument and what would be right.
+    """
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = least - 1
+    if min(height, width) < least:
+        raise UsageError(f"{name}: height and width in pixels, from {least} up, not {size!r}")
+    return height, width

@@ -1,0 +1,103 @@
+"""Images on their way to the network: which of them go through it together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segformerpp.arguments import Size
+from segformerpp.data.images import ImageSource
+from segformerpp.errors import ImageError
+from segformerpp.tasks.segmentation_result import SegmentationResult
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """An image on its way to the network.
+
+    Args:
+        source: where it came from.
+        image: (H, W, 3) uint8 at its own size.
+        fitted: (h, w, 3) uint8 as the network is to see it.
+        input: the same as (3, h, w) float32; None for an image that goes in tiles.
+    """
+
+    source: ImageSource
+    image: np.ndarray
+    fitted: np.ndarray
+    input: np.ndarray | None
+
+    @property
+    def path(self) -> Path | None:
+        """The file that it came from, if it did."""
+        return Path(self.source) if isinstance(self.source, str | Path) else None
+
+    @property
+    def size(self) -> Size:
+        """(h, w) for the network."""
+        return self.fitted.shape[0], self.fitted.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        fitted = 0 if self.fitted is self.image else self.fitted.nbytes
+        return self.image.nbytes + fitted + (0 if self.input is None else self.input.nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    """An image that comes to nothing; keeps its place among the others."""
+
+    source: ImageSource
+    error: ImageError
+
+    @classmethod
+    def of_memory(cls, source: ImageSource, error: Exception) -> Failure:
+        """The failure of an image that is too large."""
+        name = source if isinstance(source, str | Path) else "image"
+        return cls(source, ImageError(f"{name}: {str(error) or 'too large for the memory'}"))
+
+
+Outcome = SegmentationResult | Failure
+
+
+def known(outcome: Outcome) -> Callable[[], Outcome]:
+    """A step that has nothing left to do."""
+    return lambda: outcome
+
+
+def groups(
+    images: Iterable[Prepared | Failure], together: Callable[[Size], int]
+) -> Iterator[list[Prepared] | Failure]:
+    """Images that go through the network together: neighbours of equal size.
+
+    Args:
+        images: in order.
+        together: how many of such a size at most.
+
+    Yields:
+        The images in their order. An exception of `images` is raised after those before it.
+    """
+    group: list[Prepared] = []
+    try:
+        for image in images:
+            if group and (isinstance(image, Failure) or image.size != group[0].size):
+                yield group
+                group = []
+            if isinstance(image, Failure):
+                yield image
+                continue
+            group.append(image)
+            # An image that goes in tiles fills batches of its own.
+            if image.input is None or len(group) == together(image.size):
+                yield group
+                group = []
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
