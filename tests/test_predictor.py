@@ -201,7 +201,7 @@ def test_tiles_where_memory_ends(
     random_model: Segformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(predictor_module, "AUTO_TILE", 64)
-    monkeypatch.setattr(predictor_module, "AUTO_TILE_BYTES", 330 * 100 * 100)
+    monkeypatch.setattr(predictor_module, "AUTO_TILE_BYTES", 190 * 100 * 100)
     predict = Predictor(random_model, device="cpu")
     with caplog.at_level(logging.INFO, "segformerpp"):
         predict(picture(100, 100))
@@ -218,7 +218,7 @@ def test_batches_where_memory_ends(
     random_model: Segformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor_module, "AUTO_TILE", 48)
-    monkeypatch.setattr(predictor_module, "AUTO_TILE_BYTES", 330 * 3 * 40 * 50)
+    monkeypatch.setattr(predictor_module, "AUTO_TILE_BYTES", 190 * 3 * 40 * 50)
     predict = Predictor(random_model, batch=8, device="cpu")
     shapes = spy(predict)
     list(predict.stream(picture(40, 50) for _ in range(5)))
