@@ -81,8 +81,7 @@ def card(model: Segformer, metadata: Metadata, layout: str, where: str) -> str:
     lines = [
         f"---\n{front}---\n",
         f"# SegFormer-{size}, {metadata.task}, {config.num_outputs} outputs\n",
-        f"{parameters:.1f} M parameters, saved by "
-        "segformerpp: SegFormer with token merging.\n",
+        f"{parameters:.1f} M parameters, saved by segformerpp: SegFormer with token merging.\n",
         "| | |\n|---|---|",
         *(f"| {key} | {_cell(text)} |" for key, text in facts.items()),
         "\n## How to load\n",
