@@ -219,7 +219,7 @@ def test_warnings_of_ours_are_one_line(
         (["a.png", "--size", "12"], "size: height x width in pixels, such as 512x1024, not '12'"),
         (["a.png", "--size", "0x12"], "size: height and width in pixels, from 1 up"),
         (["a.png", "--tile", "many"], "tile: height x width"),
-        (["a.png", "--overlap", "x"], "overlap: height x width in pixels"),
+        (["a.png", "--overlap", "x"], "overlap: pixels, such as 256"),
         (["a.png", "--tile", "64x64", "--overlap", "64"], "overlap: less than the tile's 64x64"),
         (["a.png", "--size", "1000000x1000000"], "size: at most 1073741824 pixels"),
         (["a.png", "--threads", "9999"], "threads: a whole number from 1 to "),

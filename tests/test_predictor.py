@@ -453,3 +453,8 @@ def test_numbers_of_numpy(random_model: Segformer) -> None:
 def test_small_tiles_grow_with_extreme_plans(random_model: Segformer) -> None:
     predict = Predictor(random_model, merge=MergePlan(input_scale=0.02), device="cpu")
     assert predict(picture(40, 40)).label_map.shape == (40, 40)
+
+
+def test_overlap_without_tiles_is_refused(random_model: Segformer) -> None:
+    with pytest.raises(UsageError, match="overlap: only where there are tiles"):
+        Predictor(random_model, tile=None, overlap=8, device="cpu")

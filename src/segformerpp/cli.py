@@ -313,7 +313,10 @@ def _parse_size(key: str, text: str) -> tuple[int, int]:
 
 
 def _parse_overlap(text: str) -> int | tuple[int, int]:
-    return int(text) if text.strip().isdecimal() else _parse_size("overlap", text)
+    try:
+        return int(text) if text.strip().isdecimal() else _parse_size("overlap", text)
+    except UsageError:
+        raise UsageError(f"overlap: pixels, such as 256, or height x width, not {text!r}") from None
 
 
 def _say(text: str, quiet: bool) -> None:

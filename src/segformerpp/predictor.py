@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -113,7 +114,7 @@ class Predictor:
             raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {height} x {width}")
         self._cell = math.ceil(4 / scale)
         self._tiling: Tiling | None = None
-        self._most_pixels = math.inf  # that go through the network together
+        self._most_pixels = sys.maxsize  # that go through the network together
         if isinstance(tile, str) and tile == "auto":
             limit = int(AUTO_TILE_BYTES / (bytes_per_pixel(network.config) * scale**2))
             side = max(AUTO_TILE, self._least)
@@ -121,6 +122,8 @@ class Predictor:
             self._most_pixels = limit
         elif tile is not None:
             self._tiling = Tiling.of(tile, overlap, self._least)
+        elif overlap is not None:
+            raise UsageError("overlap: only where there are tiles")
         self._probabilities = probabilities
         self.runtime = runtimes.create(network, runtime, precision, device, threads)
 
@@ -214,7 +217,7 @@ class Predictor:
 
     def _together(self, size: Size) -> int:
         """How many images or windows of this size go through the network together."""
-        return int(max(1, min(self._batch, self._most_pixels // math.prod(size))))
+        return max(1, min(self._batch, self._most_pixels // math.prod(size)))
 
     def _run(self, group: list[Prepared] | Failure) -> list[Callable[[], Outcome]]:
         """Send images through the network; what is left to do for each is returned."""

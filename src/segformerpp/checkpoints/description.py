@@ -67,11 +67,15 @@ def describe(contents: Contents, folder: Path | None, name: str) -> Description:
     Raises:
         CheckpointError: if something is said that is not understood.
     """
-    # What came in one file with the tensors is about them; config.json may be an older model's.
+    config = _json(folder, "config.json")
     if HEADER_KEY in contents.header:
-        config = _parse_header(contents.header[HEADER_KEY], name)
-    else:
-        config = _json(folder, "config.json")
+        # What came in one file with the tensors is about them; config.json may be an older model's.
+        header = _parse_header(contents.header[HEADER_KEY], name)
+        if config and config != header:
+            logger.warning(
+                "%s: config.json differs from the weights' own header, which counts", name
+            )
+        config = header
     if config.get("model_type") == "segformerpp":
         found = _from_config(config, name)
     elif config.get("model_type") == "segformer":

@@ -138,7 +138,7 @@ def fit(
         ours = {name: t for name, t in ours.items() if not name.startswith(_CLASSIFIER)}
     if fresh:
         logger.warning("%s: the %s is freshly initialised: train it before use", origin, fresh)
-        network = Segformer(config)
+        network = Segformer(config).float()
         metadata = Metadata(
             mean=metadata.mean,
             std=metadata.std,

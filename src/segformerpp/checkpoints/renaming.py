@@ -110,7 +110,7 @@ class Renaming:
     def _fuse(self, tensors: Tensors) -> Tensors:
         if self.layout.fuse_reversed and _FUSE in tensors:
             parts = tensors[_FUSE].chunk(STAGES, dim=1)
-            return {**tensors, _FUSE: torch.cat(parts[::-1], dim=1)}
+            return {**tensors, _FUSE: _joined(list(parts[::-1]), dim=1)}
         return tensors
 
 
@@ -139,6 +139,14 @@ def _rename(tensors: Mapping[str, Tensor], rows: Iterable[Row]) -> Tensors:
                 piece = tensor if source.parts == 1 else tensor.chunk(source.parts)[source.part]
                 pieces.setdefault(target.pattern.format(**fields), {})[target.part] = piece
     return {
-        name: torch.cat([parts[i] for i in sorted(parts)]) if len(parts) > 1 else parts[0]
+        name: _joined([parts[i] for i in sorted(parts)]) if len(parts) > 1 else parts[0]
         for name, parts in pieces.items()
     }
+
+
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    if parts[0].is_meta:  # torch.cat would import torch._dynamo there, which takes a second
+        shape = list(parts[0].shape)
+        shape[dim] = sum(part.shape[dim] for part in parts)
+        return torch.empty(shape, device="meta")
+    return torch.cat(parts, dim=dim)

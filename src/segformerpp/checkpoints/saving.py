@@ -135,13 +135,15 @@ def _save_pretrained(
         texts["preprocessor_config.json"] = _json(huggingface.to_preprocessor(metadata))
     weights = folder / "model.safetensors"
     with contextlib.ExitStack() as files:
-        # What is entered first appears last: a run that is killed before leaves a folder without
-        # weights, never weights beside the configuration of others.
+        # What is entered first appears last: the weights of our layout carry their description.
         save_file(tensors, files.enter_context(_atomic(weights)), header)
         for name, text in texts.items():
             temporary = files.enter_context(_atomic(folder / name))
             temporary.write_text(text, encoding="utf-8")
-        weights.unlink(missing_ok=True)
+        if layout == "huggingface":
+            # These weights do not say what they are of: better none than beside a description
+            # of others, if a run is killed here.
+            weights.unlink(missing_ok=True)
 
 
 def _ours(

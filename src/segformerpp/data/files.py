@@ -56,6 +56,7 @@ def find_images(
             of a pattern: the one for outputs.
         outputs: where the outputs of an image with such a stem go. A file that is an output of
             another one found is left out: where outputs lie among the images, they are none.
+            One that was named itself, or in a list, is never left out.
 
     Returns:
         The files with the names of their outputs: the path below the source folder, or below
@@ -64,18 +65,27 @@ def find_images(
         Whether a file is a readable image is not checked.
 
     Raises:
-        UsageError: if a source does not exist or gives no image.
+        UsageError: if a source does not exist or gives no image, or one that was named is where
+            another's outputs go.
     """
     found: dict[str, tuple[Path, PurePath]] = {}
+    named: set[str] = set()
     for source in sources:
         try:
-            for path, name in _search(str(source), skip):
-                found.setdefault(_identity(path), (path, name))
+            results = {_identity(path): (path, name) for path, name in _search(str(source), skip)}
+            found |= {key: value for key, value in results.items() if key not in found}
+            if expand_user(source).is_file():
+                named |= results.keys()
         except OSError as error:  # such as a name that is too long
             raise UsageError(f"{source}: {error.strerror or error}") from None
     while True:
         stems = _unique_stems(list(found.values()))
         made = {_identity(path) for stem in stems for path in outputs(stem)} if outputs else set()
+        if clash := sorted(made & named & found.keys()):
+            raise UsageError(
+                f"{found[clash[0]][0]}: results of another image may go there; choose another "
+                f"folder for them"
+            )
         if made.isdisjoint(found):
             break
         # Again, because what is left may have got shorter names.

@@ -50,13 +50,13 @@ class DecodeHead(nn.Module):
                 assert layer.bias is not None
                 bias = bias + parts[i] @ layer.bias
                 parts[i] = parts[i] @ layer.weight[:, :, 0, 0]
-        else:
-            norms = cast("Sequence[nn.BatchNorm2d]", self.scale_norms)
-            features = [self._scale(*z) for z in zip(features, scales, norms, strict=True)]
         size = features[0].shape[2:]
         fused: Tensor | None = None
         # From the smallest scale up; the bias rides along with the smallest.
-        for part, x in zip(reversed(parts), reversed(features), strict=True):
+        for i in reversed(range(len(features))):
+            x, part = features[i], parts[i]
+            if self.kind == "conv":
+                x = self._scale(x, scales[i], cast("nn.BatchNorm2d", self.scale_norms[i]))
             x = F.conv2d(x, part[:, :, None, None], bias if fused is None else None)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)

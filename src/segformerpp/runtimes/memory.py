@@ -19,15 +19,17 @@ def bytes_per_pixel(config: SegformerConfig) -> float:
 
     The peak is in the decode head, or in the feed-forward network of the first stage. Then there
     are, in numbers of 4 bytes: the image, twice; at a quarter of its height and width two maps of
-    the head's channels (or of the hidden ones), and one of the logits; the stage outputs, twice.
+    the head's channels (or of the hidden ones; three in a head of kind ``conv``), and one of the
+    logits; the stage outputs, twice.
 
     Peak resident memory of a fresh process over that before the call, PyTorch on the CPU in f32,
     2048x2048, 19 classes, bytes per pixel: B0 179 (this function: 188), B5 485 (475); B0 with 150
-    classes 200 (220).
+    classes 200 (220), B0 with a ``conv`` head 227 (252).
     """
     features = sum(dim / 4**stage for stage, dim in enumerate(config.dims))
     widest = max(config.head_dim, config.dims[0] * config.mlp_ratios[0])
-    return 4 * (2 * config.in_channels + (2 * widest + config.num_outputs + 2 * features) / 16)
+    maps = 3 if config.head_kind == "conv" else 2
+    return 4 * (2 * config.in_channels + (maps * widest + config.num_outputs + 2 * features) / 16)
 
 
 @contextmanager
