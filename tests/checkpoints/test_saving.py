@@ -2,6 +2,8 @@ import contextlib
 import json
 import math
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from segformerpp.checkpoints import load, push_to_hub, save, save_pretrained
 from segformerpp.checkpoints.card import NVIDIA_LICENSE
-from segformerpp.checkpoints.layouts import MMSEGMENTATION, NVLABS
+from segformerpp.checkpoints.layouts import MMSEGMENTATION, NVLABS, Layout
 from segformerpp.errors import CheckpointError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.models import Metadata, Segformer
 from segformerpp.predictor import Predictor
-from tests.checkpoints.foreign import trained
+from tests.checkpoints.foreign import state, trained
 
 METADATA = Metadata(
     labels=("road", "sky | blue", "Straße", "d"),
@@ -429,3 +431,30 @@ def test_a_model_is_pushed_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address == "https://huggingface.co/me/model"
     with pytest.raises(CheckpointError, match="other/model: cannot be written to the hub: 403"):
         push_to_hub(described(), "other/model", private=True, token="secret")
+
+
+def test_an_edited_config_json_is_unused_and_said_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_pretrained(described(), tmp_path)
+    assert_same(load(tmp_path), described())
+    assert "config.json" not in caplog.text
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["metadata"]["labels"][0] = "edited"
+    path.write_text(json.dumps(config))
+    assert_same(load(tmp_path), described())
+    assert "config.json differs from the weights' own header" in caplog.text
+
+
+@pytest.mark.parametrize("layout", [MMSEGMENTATION, NVLABS])
+def test_loading_does_not_import_the_compiler(layout: Layout, tmp_path: Path) -> None:
+    """It would take a second of every start."""
+    torch.save(state(trained(layout), layout), tmp_path / "weights.pth")
+    code = (
+        "import sys, segformerpp\n"
+        "segformerpp.load(sys.argv[1])\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    path = str(tmp_path / "weights.pth")
+    subprocess.run([sys.executable, "-c", code, path], check=True)
