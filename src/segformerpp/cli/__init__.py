@@ -1,0 +1,110 @@
+"""The command line: one function for each subcommand, and its docstring is its help."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+import docstring_parser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from segformerpp.cli.models import models
+from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
+from segformerpp.cli.plans import plans
+from segformerpp.cli.predict import predict
+from segformerpp.errors import SegformerppError
+from segformerpp.terminal import complain, messages
+
+COMMANDS: tuple[Callable[..., int], ...] = (predict, models, plans)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; `argv` without the program's name.
+
+    Returns:
+        The exit code: 0 success, 1 some inputs failed, 2 wrong usage, 130 interrupted.
+    """
+    with messages():
+        try:
+            try:
+                options = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+                command = {function.__name__: function for function in COMMANDS}[options.command]
+                return command(**vars(options[options.command]))
+            finally:
+                # At exit it would be too late to say in one line that it cannot be written.
+                print(end="", flush=True)
+        except ArgumentError as error:
+            complain(f"error: {_plain(error)}")
+            return WRONG_USAGE
+        except SegformerppError as error:
+            complain(f"error: {error}")
+            return WRONG_USAGE
+        except OSError as error:
+            _drop_output()
+            if not isinstance(error, BrokenPipeError):  # else, who read our output has had enough
+                where = f"{error.filename}: " if error.filename else ""
+                complain(f"error: {where}{error.strerror or error}")
+            return SOME_FAILED
+        except KeyboardInterrupt:
+            complain("interrupted")
+            return INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Forget output that cannot be written; Python would complain once more at exit."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if action.option_strings and action.default not in (None, False) and action.nargs != 0:
+            text += " (default: %(default)s)"
+        return text
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="segformerpp",
+        description="SegFormer with token merging.",
+        version=version("segformerpp"),
+        formatter_class=_Help,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(dest="command", title="commands", description=None)
+    for function in COMMANDS:
+        text = inspect.getdoc(function) or ""
+        command = ArgumentParser(
+            description=text.partition("\nArgs:\n")[0].rstrip(),
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        helps = {p.arg_name: p.description for p in docstring_parser.parse(text).params}
+        parameters = inspect.signature(function).parameters.values()
+        flags = [p.name for p in parameters if p.default is False]
+        lists = [p.name for p in parameters if p.default is p.empty]
+        for name in lists:
+            command.add_argument(name, nargs="+", metavar=name.upper()[:-1], help=helps[name])
+        command.add_function_arguments(function, as_group=False, skip={*flags, *lists})
+        for name in flags:
+            command.add_argument(f"--{name}", action="store_true", help=helps[name])
+        commands.add_subcommand(function.__name__, command, help=text.partition("\n")[0])
+    return parser
+
+
+def _plain(error: ArgumentError) -> str:
+    """What the parser says, without its type theory."""
+    text = " ".join(str(error).split())
+    found = re.search(r'Parser key "([\w.]+)".* (?:Given|Got) value: (.*)', text)
+    if found:
+        return f"--{found[1].rpartition('.')[2]}: {found[2]!r} is not valid here; see --help"
+    return re.sub(rf"\b({'|'.join(f.__name__ for f in COMMANDS)})\.", "", text)

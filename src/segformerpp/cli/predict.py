@@ -1,0 +1,157 @@
+"""`segformerpp predict`."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from typing import Any
+
+from segformerpp.cli.options import (
+    INTERRUPTED,
+    SOME_FAILED,
+    SUCCESS,
+    parse_overlap,
+    parse_size,
+    say,
+)
+from segformerpp.errors import ImageError
+from segformerpp.terminal import Progress, complain
+
+
+def predict(
+    sources: list[str],
+    model: str = "camvid-b0",
+    merge: str | None = None,
+    runtime: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    size: str | None = None,
+    tile: str = "auto",
+    overlap: str | None = None,
+    batch: int = 1,
+    out: str = "segmented",
+    save: str = "labels,overlay",
+    json: str | None = None,
+    resume: bool = False,
+    offline: bool = False,
+    revision: str | None = None,
+    quiet: bool = False,
+) -> int:
+    """Segment images: say of each pixel what it shows.
+
+    For an image NAME.jpg the folder given by --out gets NAME_labels.png (class numbers),
+    NAME_overlay.png (the image under class colours, with a legend), and what else --save names.
+    Files appear whole or not at all. Images that cannot be read are named and skipped.
+
+    Examples:
+      segformerpp predict street.jpg
+      segformerpp predict photos/ "scans/*.tif" --out results --save labels,color
+      segformerpp predict photos/ --merge fast --resume
+      segformerpp predict huge.png --tile 1024x1024
+      segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
+
+    Exit code:
+      0 if all went well, 1 if some images failed, 2 if the command makes no sense, 130 if it
+      was interrupted
+
+    Args:
+        sources: images, folders (with all below them but links to folders), patterns in quotes,
+            or .txt files with one path per line
+        model: a bundled model (see `segformerpp models`), a weights file, a folder, or a model
+            on the Hugging Face hub
+        merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
+            string (default: as saved with the model, else none)
+        runtime: what executes the network: torch; openvino, the fastest on a processor after some
+            seconds of compiling for each new image size; or auto, which is torch
+        precision: f32, bf16, f16 or auto, which is f16 on graphics cards, else f32
+        device: cpu, cuda, mps, xpu, gpu (OpenVINO's), or auto, which is a graphics card that
+            PyTorch has, else the processor
+        threads: processor threads for the network (default: what the runtime chooses)
+        size: height and width that the network sees, such as 512x1024; results have the image's
+            own size in any case (default: the image's own)
+        tile: height and width of overlapping windows that larger images go through the network
+            in, such as 1024x1024; or auto (only where memory demands it) or none (never)
+        overlap: pixels that neighbouring windows share at least, such as 256, or 128x256 for
+            height and width (default: a quarter of the window)
+        batch: how many images of equal size go through the network together, or fewer if --tile
+            is auto and memory demands it
+        out: folder for the results
+        save: what to write, any of labels, overlay, color (class colours alone) and probs (class
+            probabilities, as a NumPy file)
+        json: file for a list with an entry for each image: settings, time, class shares
+        resume: skip images whose results are all there, and in the file of --json if it is given;
+            with what settings they were made is not looked at
+        offline: never look on the hub; take models from the local cache only
+        revision: branch, tag or commit of a model on the hub
+        quiet: say nothing but what went wrong
+    """
+    # Here and not above, so that `--help` does not wait for them.
+    from segformerpp.data.files import find_images
+    from segformerpp.results_folder import ResultsFolder, segment_files
+
+    network_size = None if size is None else parse_size("size", size)
+    special: dict[str, Any] = {"auto": "auto", "none": None}
+    tiles = special[tile] if tile in special else parse_size("tile", tile)
+    overlaps = None if overlap is None else parse_overlap(overlap)
+    folder = ResultsFolder(out, re.split(r"\s*,\s*", save.strip()), json, resume)
+    files = find_images(sources, skip=folder.folder, outputs=folder.outputs)
+    todo = folder.missing(files)
+    if not todo:
+        say(f"nothing to do: all {len(files)} images are done; results in {folder.folder}", quiet)
+        return SUCCESS
+
+    from segformerpp.predictor import Predictor
+
+    with Progress(len(todo), "segmenting", shown=not quiet) as progress:
+        predictor = Predictor(
+            model,
+            merge=merge,
+            runtime=runtime,
+            precision=precision,
+            device=device,
+            threads=threads,
+            size=network_size,
+            tile=tiles,
+            overlap=overlaps,
+            batch=batch,
+            probabilities="probs" in folder.what,
+            offline=offline,
+            revision=revision,
+        )
+        seconds: list[float] = []
+        failures = 0
+
+        def fail(error: ImageError) -> None:
+            nonlocal failures
+            failures += 1
+            complain(f"failed: {error}")
+            progress.advance()
+
+        try:
+            for result in segment_files(predictor, todo, folder, fail):
+                seconds.append(result.network_seconds)
+                progress.advance()
+        except KeyboardInterrupt:
+            complain(
+                f"interrupted: {len(seconds)} of {len(todo)} images done; the same command with "
+                f"--resume goes on from there"
+            )
+            return INTERRUPTED
+        finally:
+            folder.write_report(files)
+
+    used = predictor.facts
+    report = f"{len(seconds)} of {len(files)} images done"
+    if skipped := len(files) - len(todo):
+        report += f", {skipped} done before"
+    if failures:
+        report += f", {failures} failed"
+    report += f"; results in {folder.folder}"
+    if seconds:
+        report += (
+            f"; the network took {1000 * statistics.median(seconds):.0f} ms per image (merge "
+            f"{used['merge']}, {used['runtime']} {used['precision']} on {used['device']})"
+        )
+    say(report, quiet)
+    return SOME_FAILED if failures else SUCCESS
