@@ -13,6 +13,7 @@ from importlib.metadata import version
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from segformerpp.cli.bench import bench
 from segformerpp.cli.models import models
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
 from segformerpp.cli.plans import plans
@@ -20,7 +21,7 @@ from segformerpp.cli.predict import predict
 from segformerpp.errors import SegformerppError
 from segformerpp.terminal import complain, messages
 
-COMMANDS: tuple[Callable[..., int], ...] = (predict, models, plans)
+COMMANDS: tuple[Callable[..., int], ...] = (predict, bench, models, plans)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""Measuring networks: how fast, how much memory, how much arithmetic."""

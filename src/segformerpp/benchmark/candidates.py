@@ -1,0 +1,64 @@
+"""What `segformerpp bench` times, prepared in a process of its own (see `worker`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def network(
+    model: str,
+    merge: str | None,
+    size: tuple[int, int],
+    batch: int,
+    runtime: str,
+    precision: str,
+    device: str,
+    threads: int | None,
+    offline: bool,
+    revision: str | None,
+) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Prepare a network alone, without reading images or writing results, on random pixels.
+
+    Args:
+        model: what `segformerpp.load` takes, or ``b0`` to ``b5`` for random weights.
+        merge: a merge plan in any notation; None for the model's.
+        size: (H, W) of the images.
+        batch: how many go in together.
+        runtime: see `runtimes.create`, also for the next three.
+        precision: of the arithmetic.
+        device: where to run.
+        threads: of the processor.
+        offline: see `segformerpp.load`, also for the next.
+        revision: of a model on the hub.
+
+    Returns:
+        What runs the network once, and what it is.
+    """
+    from segformerpp import checkpoints, runtimes
+    from segformerpp.benchmark.cost import cost
+    from segformerpp.models.config import SIZES
+
+    if model in SIZES:
+        from segformerpp.models import Segformer, SegformerConfig
+
+        source = Segformer(SegformerConfig.of_size(model), merge=merge).eval()
+    else:
+        source = checkpoints.load(model, merge, offline=offline, revision=revision)
+    ready = runtimes.create(source, runtime, precision, device, threads)
+    shape = (batch, source.config.in_channels, *size)
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    spent = cost(source.config, source.merge_plan, size)
+    facts = {
+        "task": source.metadata.task,
+        "merge": source.merge_plan.name,
+        "runtime": ready.name,
+        "precision": ready.precision,
+        "device": ready.device,
+        "threads": ready.threads,
+        "gmacs": round(spent.macs / 1e9, 3),
+        "tokens": spent.tokens,
+    }
+    return lambda: ready(x), facts

@@ -1,0 +1,72 @@
+"""Counting a network's arithmetic, and the tokens that its attention works on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from segformerpp.merging import MergePlan
+from segformerpp.merging.strategies import BipartiteMatching, Merge, Neighbour1d
+from segformerpp.models.config import SegformerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one image costs.
+
+    Attributes:
+        macs: multiply-accumulates of linear layers, convolutions, attention and matching. Not
+            counted: norms, activations, softmax, resizes.
+        tokens: queries that attention works on, summed over all blocks.
+    """
+
+    macs: int
+    tokens: int
+
+
+def cost(config: SegformerConfig, plan: MergePlan, size: tuple[int, int]) -> Cost:
+    """Count for one image of `size` (H, W), with the decode head in its exact cheap form."""
+    if plan.input_scale != 1:
+        size = max(int(size[0] * plan.input_scale), 1), max(int(size[1] * plan.input_scale), 1)
+    macs, tokens, channels = 0, 0, config.in_channels
+    counts = []
+    for stage, dim in enumerate(config.dims):
+        kernel, stride = config.patch_sizes[stage], 2 if stage else 4
+        height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in size)
+        size, count = (height, width), height * width
+        counts.append(count)
+        macs += count * dim * channels * kernel**2
+        merge, ratio = plan.stages[stage], config.sr_ratios[stage]
+        key_size = (height // ratio, width // ratio) if ratio > 1 else size
+        queries, matching = _merged(merge.q, size, dim)
+        keys, key_matching = _merged(merge.kv, key_size, dim)
+        reduction = math.prod(key_size) * (dim * ratio) ** 2 if ratio > 1 else 0
+        attention = 2 * queries * dim**2 + 2 * keys * dim**2 + 2 * queries * keys * dim
+        hidden = dim * config.mlp_ratios[stage]
+        mix_ffn = count * (2 * dim * hidden + 9 * hidden)
+        block = reduction + matching + key_matching + attention + mix_ffn
+        macs += config.depths[stage] * block
+        tokens += config.depths[stage] * queries
+        channels = dim
+    for count, dim in zip(counts, config.dims, strict=True):
+        inner = config.head_dim if config.head_kind == "conv" else 0
+        macs += count * config.head_dim * (dim + inner)
+    macs += counts[0] * config.head_dim * config.num_outputs
+    return Cost(macs, tokens)
+
+
+def _merged(merge: Merge | None, size: tuple[int, int], dim: int) -> tuple[int, int]:
+    """How many tokens are left of a grid, and the multiply-accumulates of finding out which."""
+    height, width = size
+    count = height * width
+    if merge is None:
+        return count, 0
+    if isinstance(merge, Neighbour1d):
+        return -(-count // merge.s), 0
+    if isinstance(merge, BipartiteMatching):
+        destinations = (height // merge.sy) * (width // merge.sx)
+        merged = min(int(merge.r * count), count - destinations)
+        if 0 in (merged, destinations):
+            return count, 0
+        return count - merged, count * destinations * dim
+    return -(-height // merge.sy) * -(-width // merge.sx), 0

@@ -1,0 +1,88 @@
+"""Timing candidates beside each other, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+#: A middle half of the rounds that is wider than this, in shares of the median, says nothing.
+MAX_SPREAD = 0.1
+FEWEST_ROUNDS = 3
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The seconds that the runs of a candidate took, round by round."""
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def median(self) -> float:
+        """Seconds: the median over the rounds of each round's median."""
+        return statistics.median(self._medians)
+
+    @property
+    def p95(self) -> float:
+        """Seconds that 95 % of all runs stay below."""
+        return _quantile([seconds for runs in self.rounds for seconds in runs], 0.95)
+
+    @property
+    def spread(self) -> float:
+        """The width of the middle half of the rounds over their median."""
+        medians = self._medians
+        return (_quantile(medians, 0.75) - _quantile(medians, 0.25)) / self.median
+
+    @property
+    def meaningless(self) -> bool:
+        """Whether the rounds differ too much, or are too few, to tell anything."""
+        return len(self.rounds) < FEWEST_ROUNDS or self.spread > MAX_SPREAD
+
+    @property
+    def _medians(self) -> list[float]:
+        return [statistics.median(runs) for runs in self.rounds]
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return float(np.quantile(values, share))
+
+
+def interleave(
+    candidates: Mapping[Key, Callable[[], Sequence[float]]],
+    rounds: int,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[Key, Timing]:
+    """Give every candidate a turn in each round, each round in another order.
+
+    Args:
+        candidates: what runs, once or more often, and says how many seconds each run took.
+        rounds: how many.
+        advance: called after each turn.
+
+    Returns:
+        The timings in the order of the candidates; if the user interrupts, of the rounds that
+        were whole by then.
+
+    Raises:
+        KeyboardInterrupt: if the user interrupts before the first round is whole.
+    """
+    times: dict[Key, list[tuple[float, ...]]] = {key: [] for key in candidates}
+    order, shuffle = list(candidates), random.Random(0).shuffle
+    done = 0
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for key in order:
+                times[key].append(tuple(candidates[key]()))
+                advance()
+            done += 1
+    except KeyboardInterrupt:
+        if done == 0:
+            raise
+    return {key: Timing(tuple(turns[:done])) for key, turns in times.items()}

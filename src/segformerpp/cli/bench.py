@@ -1,0 +1,135 @@
+"""`segformerpp bench`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from segformerpp.cli.options import SOME_FAILED, SUCCESS, parse_size, say
+from segformerpp.errors import UsageError
+from segformerpp.terminal import Progress, complain, print_table
+
+
+def bench(
+    model: str = "camvid-b0",
+    size: str = "1024x1024",
+    merge: str = "none,hq,fast,2x2",
+    runtime: str = "auto",
+    precision: str = "auto",
+    batch: str = "1",
+    device: str = "auto",
+    threads: int | None = None,
+    rounds: int = 15,
+    json: str | None = None,
+    plot: str | None = None,
+    offline: bool = False,
+    revision: str | None = None,
+    quiet: bool = False,
+) -> int:
+    """Measure how fast a network is on this machine, and how much memory it takes.
+
+    Times the network alone, on random pixels, in every combination of what is listed. Each
+    combination has a process of its own; those of one size and batch take turns, so that what
+    disturbs the machine disturbs all of them alike. A time is withheld where the middle half of
+    its rounds is wider than a tenth of the median: then the machine was too busy to tell.
+
+    Examples:
+      segformerpp bench
+      segformerpp bench --model b5 --size 1024x1024,1024x2048 --merge none,hq
+      segformerpp bench --runtime torch,openvino,onnxruntime --json speed.json --plot speed.png
+
+    Exit code:
+      0 if all ran, 1 if some combinations cannot run here, 2 if the command makes no sense
+
+    Args:
+        model: a model as `segformerpp predict` takes it, or b0 to b5 for random weights (the
+            speed is the same)
+        size: height x width of the images; several with commas between
+        merge: what tokens to merge: presets (see `segformerpp plans`) or YAML files, with commas
+            between; the first is what the others are compared to; for keyword strings put ;
+            between
+        runtime: torch, openvino, onnxruntime, or auto; several with commas between
+        precision: f32, bf16, f16, int8, or auto; several with commas between
+        batch: images that go through the network together; several with commas between
+        device: cpu, cuda, mps, xpu, gpu (OpenVINO's), or auto
+        threads: processor threads (default: what the runtime chooses)
+        rounds: how often each combination runs, after two runs to warm up
+        json: file for the figures
+        plot: file for a picture of them, ending in .png, .svg or .pdf
+        offline: never look on the hub; take models from the local cache only
+        revision: branch, tag or commit of a model on the hub
+        quiet: say nothing but what went wrong
+    """
+    import json as json_format
+
+    from segformerpp import runtimes
+    from segformerpp.arguments import whole_number
+    from segformerpp.benchmark import plot as drawing
+    from segformerpp.benchmark.run import Setting, combinations, measure
+    from segformerpp.data.files import write_whole
+    from segformerpp.merging import MergePlan
+
+    whole_number("rounds", rounds, 3)
+    sizes = [parse_size("size", text) for text in _items(size)]
+    batches = [_whole("batch", text) for text in _items(batch)]
+    plans = _items(merge, ";" if ":" in merge else ",")
+    for plan in plans:
+        MergePlan.parse(plan)
+    names, precisions = _items(runtime), _items(precision)
+    for name in names:
+        for kind in precisions:
+            runtimes.check(name, kind, device, threads)
+    if plot:
+        drawing.check(Path(plot))
+    wanted = combinations(sizes, batches, names, precisions, plans)
+    refused: list[str] = []
+
+    def refuse(text: str) -> None:
+        refused.append(text)
+        complain(f"failed: {text}")
+
+    setting = Setting(model, device, threads, offline, revision)
+    rows: list[dict[str, Any]] = []
+    with Progress(len(wanted) * (rounds + 1), "measuring", shown=not quiet) as progress:
+        for row in measure(setting, wanted, rounds, progress.advance, refuse):
+            rows.append(row)
+    if rows and not quiet:
+        _show(rows)
+    if json:
+        with write_whole(Path(json)) as file:
+            file.write(json_format.dumps(rows, indent=1).encode() + b"\n")
+    if plot and rows:
+        drawing.plot(rows, Path(plot))
+        say(f"picture in {plot}", quiet)
+    return SOME_FAILED if refused else SUCCESS
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    header = [*("size", "batch", "runtime", "precision", "merge", "median ms", "p95 ms")]
+    header += ["images/s", "speed-up", "memory MB", "GMACs", "tokens"]
+    lines = []
+    for row in rows:
+        line = [row["size"], str(row["batch"]), row["runtime"], row["precision"], row["merge"]]
+        if row["withheld"]:
+            line += ["withheld:", f"spread {row['spread']:.0%}", "", ""]
+        else:
+            gain = "" if row["speed_up"] is None else f"{row['speed_up']:.2f}"
+            line += [f"{row['median_ms']:.1f}", f"{row['p95_ms']:.1f}"]
+            line += [f"{row['images_per_s']:.2f}", gain]
+        memory = row["peak_memory_mb"]
+        line += ["" if memory is None else f"{memory:.0f}", f"{row['gmacs']:.2f}"]
+        lines.append([*line, str(row["tokens"])])
+    print_table(header, lines)
+    first = rows[0]
+    print(f"{first['model']} on {first['processor']}, {first['threads']} threads, {first['date']}")
+
+
+def _items(text: str, separator: str = ",") -> list[str]:
+    return [item for part in text.split(separator) if (item := part.strip())]
+
+
+def _whole(key: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise UsageError(f"{key}: whole numbers from 1 up, not {text!r}")
+    return int(text)

@@ -1,0 +1,65 @@
+import os
+import sys
+
+import pytest
+
+from segformerpp.benchmark.worker import TURN_SECONDS, Worker, peak_memory_mb
+from segformerpp.errors import UsageError
+
+MODULE = """
+import os, time
+from segformerpp.errors import UsageError
+
+def sleeper(seconds):
+    print("chatter on standard output")
+    return lambda: time.sleep(seconds), {"pid": os.getpid()}
+
+def eater(megabytes):
+    kept = b"x" * int(1e6) * megabytes
+    return lambda: None, {"kept": len(kept)}
+
+def broken():
+    raise UsageError("precision: not here")
+
+def dying():
+    os._exit(3)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "made_up.py").write_text(MODULE)
+    return tmp_path
+
+
+def test_runs_in_a_process_of_its_own(folder):
+    with Worker("made_up:sleeper", {"seconds": 0.07}, [folder]) as worker:
+        assert worker.facts["pid"] != os.getpid()
+        seconds = worker()
+        assert 1 <= len(seconds) <= 3
+        assert all(s >= 0.07 for s in seconds)
+        assert len(seconds) * 0.07 >= TURN_SECONDS * 0.5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
+def test_memory_is_that_of_the_process(folder):
+    with (
+        Worker("made_up:eater", {"megabytes": 1}, [folder]) as small,
+        Worker("made_up:eater", {"megabytes": 200}, [folder]) as large,
+    ):
+        difference = large.facts["peak_memory_mb"] - small.facts["peak_memory_mb"]
+        assert 180 < difference < 220
+    assert peak_memory_mb() > 10
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("made_up:broken", "precision: not here"),
+        ("made_up:dying", "ended with code 3"),
+        ("no_such_module:f", "no_such_module"),
+    ],
+)
+def test_what_cannot_be_prepared_says_why(folder, target, words):
+    with pytest.raises(UsageError, match=words):
+        Worker(target, {}, [folder])
