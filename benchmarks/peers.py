@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from segformerpp.benchmark.run import machine, processor
@@ -204,8 +204,9 @@ def main() -> None:
         os.environ["SEGFORMERPP_CACHE"] = str(Path(name) / "cache")
         save_weights(args.model, Path(name))
         workers = start(args, Path(name), stack)
-        steps = iter(track(range(len(workers) * args.rounds), "measuring", transient=True))
-        timings = interleave(workers, args.rounds, lambda: next(steps, None) and None)
+        with Progress(transient=True) as progress:
+            task = progress.add_task("measuring", total=len(workers) * args.rounds)
+            timings = interleave(workers, args.rounds, lambda: progress.advance(task))
         facts = {key: worker.facts for key, worker in workers.items()}
 
     rows: list[dict[str, Any]] = []

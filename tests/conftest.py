@@ -1,14 +1,25 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the test processes run side by side
+
 import torch
 
 from segformerpp.checkpoints import save
 from segformerpp.data.labels import label_set
 from segformerpp.models import Metadata, Segformer, SegformerConfig
 
-torch.set_num_threads(1)  # the test processes run side by side
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for the tests alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGFORMERPP_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

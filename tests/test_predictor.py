@@ -134,10 +134,10 @@ def test_checkpoints_by_name(random_checkpoint: Path, random_model: Segformer) -
         "task": "segmentation",
         "batch": 1,
         "merge": "2x2",
-        "runtime": "torch",
+        "runtime": "openvino",
         "precision": "f32",
         "device": "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": 1,
     }
 
 

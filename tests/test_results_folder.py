@@ -54,7 +54,7 @@ def test_files_and_report(predictor: Predictor, files: list[ImageFile], tmp_path
     row = rows[0]
     assert row["size"] == "36x40"
     assert row["merge"] == "none"
-    assert row["runtime"] == "torch"
+    assert row["runtime"] == "openvino"
     assert row["network_ms"] > 0
     assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-4)
     assert set(row["shares"]) <= set(predictor.labels)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from segformerpp.predictor import Predictor
     from segformerpp.tasks.segmentation_result import SegmentationResult
 
-    __version__: str
+__version__ = "0.1.0"
 
 _HOMES = {
     "segformerpp.checkpoints": ("bundled", "load", "push_to_hub", "save", "save_pretrained"),
@@ -59,8 +59,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return import_module("importlib.metadata").version("segformerpp")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

@@ -1,7 +1,5 @@
 """``python -m segformerpp``."""
 
-import sys
+from segformerpp.cli import run
 
-from segformerpp.cli import main
-
-sys.exit(main())
+run()

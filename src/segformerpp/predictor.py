@@ -12,24 +12,27 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
 from segformerpp import checkpoints, runtimes
 from segformerpp.arguments import Size, checked_size, whole_number
 from segformerpp.batching import Failure, Outcome, Prepared, groups, known
+from segformerpp.checkpoints import Checkpoint
 from segformerpp.data.behind import run_ahead, run_behind
 from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
 from segformerpp.data.labels import describe
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
-from segformerpp.models import Segformer
 from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.tasks import segmentation
 from segformerpp.tasks.segmentation import LogitRows
 from segformerpp.tasks.segmentation_result import SegmentationResult
 from segformerpp.tasks.windows import Tiling, Windows
+
+if TYPE_CHECKING:
+    from segformerpp.models import Segformer
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ class Predictor:
         plan = None if merge is None else MergePlan.parse(merge)
         network = _network(model, plan, offline, revision)
 
-        self._name = network.metadata.source if isinstance(model, Segformer) else str(model)
+        self._name = str(model) if isinstance(model, str | Path) else network.metadata.source
         self.metadata, self.merge_plan = network.metadata, network.merge_plan
         classes = describe(network.metadata, network.config.num_outputs)
         self.labels, self.palette = classes.labels, classes.palette
@@ -287,13 +290,12 @@ class Predictor:
 
 def _network(
     model: str | Path | Segformer, plan: MergePlan | None, offline: bool, revision: str | None
-) -> Segformer:
-    """The model in evaluation mode, not shared with anyone."""
-    if isinstance(model, Segformer):
-        network = copy.deepcopy(model).cpu().float().eval()
-        network.merge_plan = network.merge_plan if plan is None else plan
+) -> Checkpoint:
+    """The model, not shared with anyone."""
+    if isinstance(model, str | Path):
+        network = checkpoints.open_checkpoint(model, plan, offline=offline, revision=revision)
     else:
-        network = checkpoints.load(model, plan, offline=offline, revision=revision)
+        network = Checkpoint.of_model(copy.deepcopy(model).cpu().float(), plan)
     if not network.metadata.head_trained:
         raise UsageError(
             f"model: {network.metadata.source or 'this one'} has a fresh decode head; train it "
@@ -303,4 +305,4 @@ def _network(
         raise UsageError(f"model: reads RGB images, not {network.config.in_channels} channels")
     if network.metadata.task != "segmentation":
         raise UsageError(f"model: one for segmentation, not for {network.metadata.task}")
-    return network.requires_grad_(False)
+    return network

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 #: A bar appears only on what takes longer than this.
 PATIENCE_SECONDS = 2.0
@@ -46,6 +51,12 @@ def messages() -> Iterator[None]:
             logger.removeHandler(handler)
 
 
+def _is_terminal() -> bool:
+    """Whether there is a terminal behind standard error, or the user says so, as rich asks."""
+    stated = os.environ.get("TTY_COMPATIBLE")
+    return sys.stderr.isatty() if stated not in ("0", "1") else stated == "1"
+
+
 class Progress:
     """A progress bar on standard error, if that is a terminal and the work takes a while.
 
@@ -56,31 +67,31 @@ class Progress:
     """
 
     def __init__(self, total: int, what: str, shown: bool = True) -> None:
+        self._bar: Bar | None = None
+        if not shown or not _is_terminal():  # rich takes a while to import
+            return
         from rich.console import Console
-        from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
-        columns = [TextColumn("{task.description}"), *Bar.get_default_columns()[1:2]]
-        self._bar = Bar(
-            *columns, MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-        )
+        columns = [TextColumn("{task.description}"), *Progress.get_default_columns()[1:2]]
+        columns += [MofNCompleteColumn(), TimeRemainingColumn()]
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task(what, total=total)
         self._timer = threading.Timer(PATIENCE_SECONDS, self._bar.start)
         self._timer.daemon = True
-        self._shown = shown and console.is_terminal
 
     def advance(self) -> None:
         """Count one step as done."""
-        self._bar.advance(self._task)
+        if self._bar:
+            self._bar.advance(self._task)
 
     def __enter__(self) -> Progress:
-        if self._shown:
+        if self._bar:
             self._timer.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._shown:
+        if self._bar:
             self._timer.cancel()
             self._timer.join()
             self._bar.stop()

@@ -49,7 +49,7 @@ def test_memory_is_that_of_the_process(folder):
     ):
         difference = large.facts["peak_memory_mb"] - small.facts["peak_memory_mb"]
         assert 180 < difference < 220
-    assert peak_memory_mb() > 10
+    assert (peak_memory_mb() or 0) > 10
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors
 
-from segformerpp.checkpoints import bundled, load, save, save_pretrained, sources
+from segformerpp.checkpoints import bundled, load, save, save_pretrained
 from segformerpp.checkpoints.card import NVIDIA_LICENSE
 from segformerpp.checkpoints.layouts import HUGGINGFACE
 from segformerpp.errors import CheckpointError, PlanError, UsageError
@@ -227,7 +228,7 @@ class Hub:
 def test_hub_ids_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_huggingface(tmp_path / "repo", {"id2label": LABELS})
     hub = Hub(tmp_path / "repo", tmp_path / "cache")
-    monkeypatch.setattr(sources, "snapshot_download", hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     metadata = load("nvidia/segformer-b0", revision="v1", offline=True).metadata
     assert metadata.labels == ("road", "sky", "cat", "dog")
     assert metadata.source == "nvidia/segformer-b0@v1"
@@ -256,8 +257,10 @@ def test_an_existing_path_wins_over_a_hub_id(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_pretrained(trained(), "owner/model")
-    monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
+    downloads: list[object] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", downloads.append)
     assert load("owner/model").metadata.source == "model"
+    assert not downloads
 
 
 def hub_error(kind: type[Exception]) -> Exception:
@@ -287,7 +290,7 @@ def test_failures_of_the_hub_are_one_line_with_advice(
     def fail(*_: object, **__: object) -> str:
         raise error
 
-    monkeypatch.setattr(sources, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match=text) as caught:
         load("owner/model", revision="v7", offline=offline)
     assert "\n" not in str(caught.value)

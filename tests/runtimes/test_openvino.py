@@ -56,7 +56,7 @@ def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = runtimes.create(tiny(), "openvino", "f32")
     for error in (MemoryError("std::bad_alloc"), RuntimeError("Failed to allocate 9 bytes")):
 
-        def fail(_: object, error: Exception = error) -> None:
+        def fail(*_: object, error: Exception = error) -> None:
             raise error
 
         monkeypatch.setattr(runtime, "_compiled", fail)

@@ -16,7 +16,7 @@ X = np.random.default_rng(0).normal(size=(2, 3, 50, 66)).astype(np.float32)
 
 def test_logits_are_the_models(random_model: Segformer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "segformerpp"):
-        runtime = runtimes.create(copy.deepcopy(random_model), device="cpu")
+        runtime = runtimes.create(copy.deepcopy(random_model), "torch", device="cpu")
     assert (runtime.name, runtime.precision, runtime.device) == ("torch", "f32", "cpu")
     assert "torch, f32 on cpu" in caplog.text
     logits = runtime(X)
@@ -36,7 +36,8 @@ def test_bf16_is_close(random_model: Segformer) -> None:
 def test_threads(random_model: Segformer) -> None:
     before = torch.get_num_threads()
     try:
-        assert runtimes.create(copy.deepcopy(random_model), device="cpu", threads=2).threads == 2
+        runtime = runtimes.create(copy.deepcopy(random_model), "torch", device="cpu", threads=2)
+        assert runtime.threads == 2
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -45,12 +46,15 @@ def test_threads(random_model: Segformer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"runtime": "foo"}, "runtime: one of auto, torch, openvino, not 'foo'"),
+        ({"runtime": "foo"}, "runtime: one of auto, torch, openvino, onnxruntime, not 'foo'"),
         ({"precision": "int3"}, "precision: one of auto, f32, bf16, f16, not 'int3'"),
         ({"device": "tpu"}, "device: one of auto, cpu, cuda, mps, xpu, gpu, not 'tpu'"),
         ({"device": "cpu:x"}, "device: 'cpu:x' is not on this machine; there is .*cpu"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not on this machine"),
-        ({"device": "cpu", "precision": "f16"}, "f16 on the CPU; use bf16 or f32"),
+        (
+            {"runtime": "torch", "device": "cpu", "precision": "f16"},
+            "f16 on the CPU; use bf16 or f32",
+        ),
         ({"threads": 0}, "threads: a whole number from 1 to [0-9]+, not 0"),
         ({"threads": 1.5}, r"threads: a whole number from 1 to [0-9]+, not 1\.5"),
         ({"threads": 99999}, "threads: a whole number from 1 to [0-9]+, not 99999"),
@@ -71,7 +75,7 @@ def test_a_device_that_is_not_there(random_model: Segformer) -> None:
 def test_memory_that_does_not_suffice(
     random_model: Segformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = runtimes.create(copy.deepcopy(random_model), device="cpu")
+    runtime = runtimes.create(copy.deepcopy(random_model), "torch", device="cpu")
 
     def fail_with(error: Exception) -> None:
         def fail(*_: object) -> None:

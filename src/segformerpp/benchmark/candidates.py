@@ -44,9 +44,10 @@ def network(
     if model in SIZES:
         from segformerpp.models import Segformer, SegformerConfig
 
-        source = Segformer(SegformerConfig.of_size(model), merge=merge).eval()
+        random = Segformer(SegformerConfig.of_size(model))
+        source = checkpoints.Checkpoint.of_model(random, merge)
     else:
-        source = checkpoints.load(model, merge, offline=offline, revision=revision)
+        source = checkpoints.open_checkpoint(model, merge, offline=offline, revision=revision)
     ready = runtimes.create(source, runtime, precision, device, threads)
     shape = (batch, source.config.in_channels, *size)
     x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

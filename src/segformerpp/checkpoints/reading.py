@@ -17,18 +17,6 @@ from torch import Tensor
 
 from segformerpp.errors import CheckpointError
 
-#: Endings of files that hold weights, in the order of preference.
-WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-#: Names of whole weights as save_pretrained gives them, the preferred first.
-STANDARD_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-#: What trainers put beside weights, with the same endings.
-NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
-
 # Keys below which training code keeps the tensors, in the order of preference.
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 

@@ -8,16 +8,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
-from segformerpp.checkpoints.reading import NOT_WEIGHTS, STANDARD_NAMES, WEIGHTS_SUFFIXES
 from segformerpp.errors import CheckpointError
+
+#: Endings of files that hold weights, in the order of preference.
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+#: Names of whole weights as save_pretrained gives them, the preferred first.
+STANDARD_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+#: What trainers put beside weights, with the same endings.
+NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 
 _DESCRIPTIONS = ["config.json", "preprocessor_config.json", "README.md"]
 _SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
@@ -114,6 +117,8 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _download(repo_id: str, revision: str | None, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
     def download(patterns: list[str]) -> Path:
         return Path(
             snapshot_download(
@@ -139,21 +144,23 @@ def _download(repo_id: str, revision: str | None, offline: bool) -> Path:
 
 
 def _explain(repo_id: str, revision: str | None, offline: bool, error: Exception) -> str:
-    if isinstance(error, GatedRepoError):
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
         return (
             f"{repo_id}: its owner grants access on request: ask at "
             f"https://huggingface.co/{repo_id}, then run 'hf auth login'"
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"{repo_id}: neither a path here nor a model on the hub, or a private one (for that "
             f"run 'hf auth login'); bundled models: {_names()}"
         )
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo_id}: the hub has no revision {revision!r} of it"
     if offline:
         return f"{repo_id}: not in the local cache: load it once without offline, or give a path"
-    if isinstance(error, LocalEntryNotFoundError | ConnectionError):
+    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
         return (
             f"{repo_id}: neither a path here nor in the local cache, and the hub cannot be "
             f"reached: check the connection, or give a path"

@@ -5,9 +5,7 @@ Shapes are static for a given grid and strategy; only the assignment depends on 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol, assert_never
 
 import numpy as np
@@ -16,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segformerpp.merging.constants import constant
-from segformerpp.merging.strategies import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
-
-logger = logging.getLogger(__name__)
+from segformerpp.merging.strategies import (
+    BipartiteMatching,
+    Merge,
+    Neighbour1d,
+    Neighbour2d,
+    warn_small_grid,
+)
 
 Grid = tuple[int, int]  # (h, w) of the token grid; N = h * w tokens in row order
 
@@ -90,7 +92,7 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
         return None
     if destinations == 0:
         if not torch.compiler.is_dynamo_compiling():  # compiled code cannot log
-            _warn_small_grid(*grid, merge.sy, merge.sx)
+            warn_small_grid(*grid, merge.sy, merge.sx)
         return None
     with torch.no_grad():
         size = (*grid, merge.sy, merge.sx)
@@ -129,17 +131,6 @@ def _own_group(h: int, w: int, sy: int, sx: int) -> np.ndarray:
     own, destinations = np.zeros(h * w, dtype=np.int64), _destinations(h, w, sy, sx)
     own[destinations] = np.arange(len(destinations))
     return own
-
-
-@lru_cache(maxsize=256)  # once for each grid and cell
-def _warn_small_grid(h: int, w: int, sy: int, sx: int) -> None:
-    logger.warning(
-        "a token grid of %d x %d has no whole cell of %d x %d: nothing is merged there",
-        h,
-        w,
-        sy,
-        sx,
-    )
 
 
 @dataclass(frozen=True, slots=True)

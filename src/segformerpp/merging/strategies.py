@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from segformerpp.errors import PlanError
+
+logger = logging.getLogger(__name__)
 
 
 def _check_ratio(value: Any, key: str) -> None:
@@ -108,3 +112,12 @@ def merge_to(merge: Merge | None) -> dict[str, Any] | None:
     if merge is None:
         return None
     return {"mode": merge.mode, **{f.name: getattr(merge, f.name) for f in fields(merge)}}
+
+
+@lru_cache(maxsize=256)  # once for each grid and cell
+def warn_small_grid(h: int, w: int, sy: int, sx: int) -> None:
+    """Say that a token grid has no destinations, so that nothing is merged there."""
+    logger.warning(
+        "a token grid of %d x %d has no whole cell of %d x %d: nothing is merged there",
+        *(h, w, sy, sx),
+    )

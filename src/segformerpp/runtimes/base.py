@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from segformerpp.arguments import whole_number
+from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
+from segformerpp.runtimes.processor import may_have_accelerator
 
 if TYPE_CHECKING:
     from segformerpp.models import Segformer
 
 logger = logging.getLogger(__name__)
 
-RUNTIMES = ("torch", "openvino")
+RUNTIMES = ("torch", "openvino", "onnxruntime")
 PRECISIONS = ("f32", "bf16", "f16")
 DEVICES = ("cpu", "cuda", "mps", "xpu", "gpu")
 #: More threads than processors only slow things down, but may be wanted for comparisons.
@@ -65,7 +67,7 @@ def check(runtime: str, precision: str, device: str, threads: int | None) -> Non
 
 
 def create(
-    model: Segformer,
+    model: Checkpoint | Segformer,
     runtime: str = "auto",
     precision: str = "auto",
     device: str = "auto",
@@ -74,14 +76,16 @@ def create(
     """Prepare a network for running.
 
     Args:
-        model: in evaluation mode; the runtime owns it from now on.
-        runtime: one of `RUNTIMES`, or ``auto``: ``torch``. ``openvino`` is the fastest on a
-            processor, after some seconds of compiling for each new size of images.
-        precision: one of `PRECISIONS`, or ``auto``: ``f16`` on graphics cards that have it,
-            else ``f32``.
+        model: a checkpoint that was opened, or a network, which the runtime owns from now on.
+        runtime: one of `RUNTIMES`, or ``auto``: ``torch`` on graphics cards that PyTorch has, else
+            ``openvino``, the fastest on a processor. ``onnxruntime`` needs the extra `onnx`.
+        precision: one of `PRECISIONS`, or ``auto``: ``f16`` on graphics cards that have it; on
+            processors ``bf16`` where OpenVINO has it and this model's labels stay the same (see
+            `precision.py`), else ``f32``.
         device: one of `DEVICES` (``gpu`` is OpenVINO's, the others PyTorch's), for several of a
             kind also with a number (``cuda:1``), or ``auto``: for PyTorch the first of CUDA, MPS,
-            XPU that there is, else the processor; for OpenVINO the processor.
+            XPU that there is, else the processor; for ONNX Runtime CUDA, else the processor; for
+            OpenVINO the processor.
         threads: processor threads to compute with; None for what the runtime chooses.
 
     Raises:
@@ -89,15 +93,34 @@ def create(
     """
     check(runtime, precision, device, threads)
     threads = None if threads is None else int(threads)  # NumPy's numbers are not taken below
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.of_model(model)
+    chosen = _choose(device) if runtime == "auto" else runtime
     made: Runtime
-    if runtime == "openvino":
+    if chosen == "openvino":
         from segformerpp.runtimes.openvino import OpenvinoRuntime
 
-        made = OpenvinoRuntime(model, precision, device, threads)
+        made = OpenvinoRuntime(checkpoint, precision, device, threads)
+    elif chosen == "onnxruntime":
+        from segformerpp.runtimes.onnxruntime import OnnxRuntime
+
+        made = OnnxRuntime(checkpoint, precision, device, threads)
     else:
         from segformerpp.runtimes.pytorch import TorchRuntime
 
-        made = TorchRuntime(model, precision, device, threads)
+        made = TorchRuntime(checkpoint, precision, device, threads)
     if "auto" in (runtime, precision, device):
         logger.info("runtime %s, %s on %s", made.name, made.precision, made.device)
     return made
+
+
+def _choose(device: str) -> str:
+    """The fastest runtime of a device."""
+    if device in ("cpu", "gpu"):
+        return "openvino"
+    if device != "auto":
+        return "torch"
+    if may_have_accelerator():
+        from segformerpp.runtimes.pytorch import accelerators
+
+        return "torch" if accelerators() else "openvino"
+    return "openvino"

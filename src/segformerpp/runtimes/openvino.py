@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import openvino as ov
-import openvino.opset15 as ops
-import torch
-from openvino.frontend.pytorch import ConversionExtension
 
+from segformerpp import __version__, cache
+from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
-from segformerpp.models import Segformer
 from segformerpp.runtimes.memory import memory_limits
+from segformerpp.runtimes.precision import keeps_labels
+from segformerpp.runtimes.processor import code_version, cores
 
 _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 #: Input shapes whose networks are kept ready; each holds the weights once more.
@@ -25,15 +24,16 @@ _KEPT_SHAPES = 8
 class OpenvinoRuntime:
     """OpenVINO (see `Runtime`).
 
-    The network is translated and compiled anew for every input shape, which takes seconds; it
-    pays where many images have the same size.
+    The network is compiled for every input shape, which takes about a second for the first time;
+    then the compiled network is in the cache.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        checkpoint: the network.
         precision: ``f32``, ``bf16`` (on processors that have it), ``f16`` (on graphics cards) or
-            ``auto``: ``f32`` on processors, ``f16`` on graphics cards.
+            ``auto``: ``f16`` on graphics cards; on processors ``bf16`` where there is such a thing
+            and the labels stay the same (see `precision.keeps_labels`), else ``f32``.
         device: ``cpu``, ``gpu`` (Intel's), or ``auto``, which is ``cpu``.
-        threads: processor threads to compute with; None for as many as PyTorch would take.
+        threads: processor threads to compute with; None for one on each core.
 
     Raises:
         UsageError: if this machine lacks the device, or the device the precision.
@@ -43,7 +43,7 @@ class OpenvinoRuntime:
 
     def __init__(
         self,
-        model: Segformer,
+        checkpoint: Checkpoint,
         precision: str = "auto",
         device: str = "auto",
         threads: int | None = None,
@@ -57,52 +57,87 @@ class OpenvinoRuntime:
         precisions = [
             name for name in _TYPES if {"f32": "FP32", "f16": "FP16"}.get(name, "BF16") in able
         ]
-        default = "f16" if self.device == "gpu" and "f16" in precisions else "f32"
-        self.precision = default if precision == "auto" else precision
-        if self.precision not in precisions:
+        if precision not in ("auto", *precisions):
             raise UsageError(
                 f"precision: OpenVINO has {', '.join(precisions)} on this machine's {self.device}, "
                 f"not {precision!r}"
             )
-        # It computes in bf16 or f16 by itself where the device can, unless told otherwise.
-        self._options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _TYPES[self.precision],
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        self.threads = 0
-        if self.device == "cpu":
-            self.threads = threads or torch.get_num_threads()
-            self._options["INFERENCE_NUM_THREADS"] = self.threads
-        self._model = model
+        self.threads = (threads or cores()) if self.device == "cpu" else 0
+        self._checkpoint = checkpoint
         self._lock = threading.Lock()
-        self._compiled = lru_cache(_KEPT_SHAPES)(self._compile)
+        self._compiled = lru_cache(_KEPT_SHAPES)(self._prepare)
+        self.precision = self._choose(precisions) if precision == "auto" else precision
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
         # One inference uses all threads.
         with self._lock, memory_limits(x.shape, self.device):
-            return self._compiled(x.shape)(x)[0]
+            return self._compiled(x.shape, self.precision)(x)[0]
 
-    def _compile(self, shape: tuple[int, ...]) -> Any:
-        return self._core.compile_model(
-            convert(self._model, shape), self.device.upper(), self._options
-        )
+    def _choose(self, precisions: list[str]) -> str:
+        if self.device == "gpu":
+            return "f16" if "f16" in precisions else "f32"
+        if "bf16" not in precisions:
+            return "f32"
 
+        def compare() -> bytes:
+            full, half = (
+                lambda x, kind=kind: self._compiled(x.shape, kind)(x)[0] for kind in ("f32", "bf16")
+            )
+            same = keeps_labels(full, half, self._checkpoint.metadata)
+            return b"bf16" if same else b"f32"
 
-def convert(model: Segformer, shape: tuple[int, ...]) -> ov.Model:
-    """Translate a network, with its merge plan, for inputs of one shape (B, C, H, W)."""
-    extension = ConversionExtension("aten.index_add.default", _index_add)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export's, of itself
-        exported = torch.export.export(model, (torch.zeros(shape),))
-        converted = ov.convert_model(exported, extension=[extension])
-    converted.inputs[0].set_names({"images"})
-    converted.outputs[0].set_names({"logits"})
-    return converted
+        if self._checkpoint.digest is None:
+            return compare().decode()
+        return cache.fetch("precision", self._key(None, "bf16"), compare, bytes.decode)
 
+    def _prepare(self, shape: tuple[int, ...], precision: str) -> Any:
+        """The network for inputs of one shape, from the cache if it is there."""
+        device = self.device.upper()
+        # It computes in bf16 or f16 by itself where the device can, unless told otherwise.
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _TYPES[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if self.threads:
+            options["INFERENCE_NUM_THREADS"] = self.threads
+        made: list[Any] = []
 
-def _index_add(context: Any) -> Any:
-    """Add rows to the rows that an index names; OpenVINO 2026.4 does not translate it itself."""
-    target, _, index, rows = (context.get_input(i) for i in range(4))
-    index = ops.unsqueeze(index, ops.constant(np.int64(-1)))
-    return ops.scatter_nd_update(target, index, rows, reduction="sum").outputs()
+        def compile_network() -> bytes:
+            made.append(self._core.compile_model(self._written(shape), device, options))
+            return made[0].export_model().getvalue()
+
+        if self._checkpoint.digest is None:
+            return self._core.compile_model(self._written(shape), device, options)
+
+        def usable(data: bytes) -> Any:
+            return made[0] if made else self._core.import_model(data, device, options)
+
+        return cache.fetch("network", self._key(shape, precision), compile_network, usable)
+
+    def _written(self, shape: tuple[int, ...]) -> ov.Model:
+        from segformerpp.runtimes.graph import Interface, build
+
+        network = self._checkpoint
+        batch, _, height, width = shape
+        interface = Interface((height, width), batch)
+        graph = build(network.config, network.tensors(), network.merge_plan, interface)
+        return self._core.read_model(graph.SerializeToString())
+
+    def _key(self, shape: tuple[int, ...] | None, precision: str) -> dict[str, Any]:
+        """All that a compiled network depends on."""
+        device = self.device.upper()
+        return {
+            "model": self._checkpoint.metadata.source,
+            "weights": self._checkpoint.digest,
+            "merge": self._checkpoint.merge_plan.to_dict(),
+            "shape": shape,
+            "runtime": self.name,
+            "precision": precision,
+            "device": self._core.get_property(device, "FULL_DEVICE_NAME"),
+            "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
+            "threads": self.threads,
+            "openvino": ov.__version__,
+            "segformerpp": __version__,
+            "code": code_version(),
+        }

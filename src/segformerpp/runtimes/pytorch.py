@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
-from segformerpp.models import Segformer
 from segformerpp.runtimes.memory import memory_limits
 
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
@@ -16,7 +16,7 @@ class TorchRuntime:
     """PyTorch in eager mode, with autocast for precisions below f32 (see `Runtime`).
 
     Args:
-        model: in evaluation mode; moved to the device.
+        checkpoint: the network; moved to the device.
         precision: ``f32``, ``bf16``, ``f16`` (not on the processor) or ``auto``: ``f16`` on CUDA,
             else ``f32``.
         device: ``cpu``, ``cuda``, ``mps``, ``xpu``, with a number for one of several, or ``auto``.
@@ -30,7 +30,7 @@ class TorchRuntime:
 
     def __init__(
         self,
-        model: Segformer,
+        checkpoint: Checkpoint,
         precision: str = "auto",
         device: str = "auto",
         threads: int | None = None,
@@ -44,7 +44,7 @@ class TorchRuntime:
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads() if kind == "cpu" else 0
-        self._model = model.to(self._device)
+        self._model = checkpoint.model().to(self._device)
 
     @torch.inference_mode()
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -57,17 +57,18 @@ class TorchRuntime:
             return logits.float().cpu().numpy()
 
 
+def accelerators() -> list[str]:
+    """The kinds of graphics cards and the like that PyTorch has here, the fastest first."""
+    found = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "xpu": torch.xpu.is_available(),
+    }
+    return [kind for kind, available in found.items() if available]
+
+
 def _find_device(device: str) -> torch.device:
-    present = [
-        kind
-        for kind, available in (
-            ("cuda", torch.cuda.is_available()),
-            ("mps", torch.backends.mps.is_available()),
-            ("xpu", torch.xpu.is_available()),
-            ("cpu", True),
-        )
-        if available
-    ]
+    present = [*accelerators(), "cpu"]
     if device == "auto":
         return torch.device(present[0])
     try:

@@ -1,5 +1,6 @@
 """The network as an ONNX graph, for every runtime but PyTorch and for export."""
 
-from segformerpp.runtimes.graph.build import Interface, build
+from segformerpp.runtimes.graph.build import IMAGES, LABELS, LOGITS, Interface, build
+from segformerpp.runtimes.graph.builder import Form
 
-__all__ = ["Interface", "build"]
+__all__ = ["IMAGES", "LABELS", "LOGITS", "Form", "Interface", "build"]

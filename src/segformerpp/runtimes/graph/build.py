@@ -10,11 +10,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from segformerpp.arguments import Size
 from segformerpp.errors import UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.models.config import Metadata, SegformerConfig
-from segformerpp.runtimes.graph.builder import Dim, Graph, Value
-from segformerpp.runtimes.graph.network import NetworkWriter, Tensors, resize
+from segformerpp.runtimes.graph.builder import Dim, Form, Graph, Value
+from segformerpp.runtimes.graph.labels import label_map, label_type
+from segformerpp.runtimes.graph.network import NetworkWriter, Tensors
+from segformerpp.runtimes.graph.sizes import least_size, logit_size
 
 IMAGES, LOGITS, LABELS = "images", "logits", "labels"
 
@@ -29,12 +32,14 @@ class Interface:
         pixels: whether (B, H, W, C) uint8 images go in, instead of normalised ones (B, C, H, W).
         labels: whether label maps (B, H, W) come out, uint8 or uint16 for more than 256 classes,
             instead of logits (B, K, h, w).
+        least: the smallest images where the size follows them; None for `sizes.least_size`.
     """
 
-    size: tuple[int, int] | None
+    size: Size | None
     batch: int | None = 1
     pixels: bool = False
     labels: bool = False
+    least: Size | None = None
 
 
 def build(
@@ -44,6 +49,8 @@ def build(
     interface: Interface,
     metadata: Metadata | None = None,
     notes: Mapping[str, str] | None = None,
+    *,
+    form: Form = "processor",
 ) -> onnx.ModelProto:
     """Write the network as an ONNX model.
 
@@ -54,49 +61,59 @@ def build(
         interface: what goes in and comes out.
         metadata: for the normalisation of pixels.
         notes: what else is to stand in the file's metadata.
+        form: what the graph is for.
 
     Raises:
-        UsageError: if images of that size are too small for the network.
+        UsageError: if images of that size are too small for the network, or for a graph that
+            takes all sizes.
     """
-    g = Graph()
+    _check(config, plan, interface)
+    g = Graph(form)
     images = Value(g, IMAGES)
     axes = (1, 2) if interface.pixels else (2, 3)
     batch: Dim = g.size(images, 0) if interface.batch is None else interface.batch
-    if interface.size is None:
-        size: tuple[Dim, Dim] = (g.size(images, axes[0]), g.size(images, axes[1]))
-    else:
-        size = interface.size
-        if min(int(side * plan.input_scale) for side in interface.size) < config.min_image_size:
-            raise UsageError(
-                f"size: at least {config.min_image_size} pixels on each side (after the plan's "
-                f"input_scale), not {interface.size[0]} x {interface.size[1]}"
-            )
+    size: tuple[Dim, Dim] = interface.size or (g.size(images, axes[0]), g.size(images, axes[1]))
     x = _normalised(g, images, metadata or Metadata()) if interface.pixels else images
     logits = NetworkWriter(g, config, tensors, plan).network(x, batch, size)
 
-    shape: list[int | str] = [interface.batch or "batch", *(interface.size or ("height", "width"))]
-    shape.insert(3 if interface.pixels else 1, config.in_channels)
-    kind = TensorProto.UINT8 if interface.pixels else TensorProto.FLOAT
-    given = helper.make_tensor_value_info(IMAGES, kind, shape)
+    many = interface.batch or "batch"
+    sides = interface.size or ("height", "width")
+    given = helper.make_tensor_value_info(
+        IMAGES,
+        TensorProto.UINT8 if interface.pixels else TensorProto.FLOAT,
+        [many, *sides, config.in_channels] if interface.pixels
+        else [many, config.in_channels, *sides],
+    )  # fmt: skip
+    source = None if interface.size is None else logit_size(config, plan, interface.size)
     if interface.labels:
-        full = resize(g, logits, batch, config.num_outputs, size)
-        kind = TensorProto.UINT8 if config.num_outputs <= 256 else TensorProto.UINT16
-        out = g.op("Cast", g.op("ArgMax", full, axis=1, keepdims=0), to=kind)
-        sides = interface.size or ("height", "width")
-        result = helper.make_tensor_value_info(LABELS, kind, [interface.batch or "batch", *sides])
+        out = label_map(g, logits, batch, config.num_outputs, source, size)
+        kind = label_type(config.num_outputs)
+        result = helper.make_tensor_value_info(LABELS, kind, [many, *sides])
     else:
-        out = logits
-        shape = [interface.batch or "batch", config.num_outputs, *_logit_sides(interface, plan)]
-        result = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, shape)
+        out, kind = logits, TensorProto.FLOAT
+        shape = [many, config.num_outputs, *(source or ("logit_height", "logit_width"))]
+        result = helper.make_tensor_value_info(LOGITS, kind, shape)
     described = {"merge_plan": json.dumps(plan.to_dict()), **(notes or {})}
     return g.model([given], [(out, result)], described)
 
 
-def _logit_sides(interface: Interface, plan: MergePlan) -> tuple[int | str, int | str]:
-    if interface.size is None:
-        return "logit_height", "logit_width"
-    height, width = ((int(side * plan.input_scale) - 1) // 4 + 1 for side in interface.size)
-    return height, width
+def _check(config: SegformerConfig, plan: MergePlan, interface: Interface) -> None:
+    """Refuse sizes at which there would be nothing to compute."""
+    if interface.size is not None:
+        height, width = interface.size
+        if min(int(side * plan.input_scale) for side in interface.size) < config.min_image_size:
+            raise UsageError(
+                f"size: at least {config.min_image_size} pixels on each side (after the plan's "
+                f"input_scale), not {height} x {width}"
+            )
+    elif interface.least is not None:
+        height, width = least_size(config, plan)
+        if interface.least[0] < height or interface.least[1] < width:
+            raise UsageError(
+                f"size: from at least {height} x {width} where it follows the image: in smaller "
+                f"ones this plan finds nothing to merge; not from {interface.least[0]} x "
+                f"{interface.least[1]}"
+            )
 
 
 def _normalised(g: Graph, pixels: Value, metadata: Metadata) -> Value:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol, assert_never
 
 import numpy as np
 
-from segformerpp.merging.strategies import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
-from segformerpp.runtimes.graph.builder import Dim, Graph, Index, Operand, Value
+from segformerpp.merging.strategies import (
+    BipartiteMatching,
+    Merge,
+    Neighbour1d,
+    Neighbour2d,
+    warn_small_grid,
+)
+from segformerpp.runtimes.graph.builder import Dim, Graph, Index, Value
+from segformerpp.runtimes.graph.sizes import share_of
 
 #: Below any length that a token has behind a layer norm, and more than zero in half precisions.
 _TINY = np.float32(1e-6)
@@ -54,14 +60,6 @@ def match(g: Graph, merge: Merge | None, x: Value, tokens: Tokens) -> Match | No
     return None
 
 
-def share_of(share: float, count: Dim) -> Dim:
-    """`int(share * count)`; where the count follows the image, by the share's decimal digits."""
-    if isinstance(count, int):
-        return int(share * count)
-    exact = Fraction(str(share))
-    return count * exact.numerator // exact.denominator
-
-
 def _match_bipartite(
     g: Graph, merge: BipartiteMatching, x: Value, tokens: Tokens
 ) -> _Groups | None:
@@ -69,15 +67,23 @@ def _match_bipartite(
     rows, columns = h // merge.sy, w // merge.sx
     destinations = rows * columns
     sources = tokens.count + destinations * -1
-    merged = g.least(share_of(merge.r, tokens.count), sources)
-    if 0 in (merged, destinations):
+    if isinstance(h, int) and isinstance(w, int):
+        merged = g.least(int(merge.r * h * w), sources)  # the order of `merging.match`: it rounds
+        if merged == 0:
+            return None
+        if destinations == 0:
+            warn_small_grid(h, w, merge.sy, merge.sx)
+            return None
+    elif merge.r == 0:
         return None
+    else:
+        merged = g.least(share_of(merge.r, tokens.count), sources)
     at, is_destination, own = _corners(g, merge, tokens, rows, columns)
     targets = g.op("Gather", x, at, axis=1)
     lengths = g.op("ReduceL2", targets, np.array([-1]), keepdims=1)
     targets = targets / g.op("Max", lengths, _TINY)
     products = g.op("MatMul", x, g.transpose(targets, 0, 2, 1))  # (B, N, destinations)
-    kept = sources + merged * -1
+    kept = 0 if merge.r == 1 else sources + merged * -1
     if isinstance(kept, int) and kept == 0:
         nearest = g.op("ArgMax", products, axis=2, keepdims=0)
         return _Groups(g, tokens, g.where(is_destination, own, nearest), destinations)
@@ -86,12 +92,22 @@ def _match_bipartite(
     lengths = g.op("ReduceL2", x, np.array([-1]), keepdims=0)
     similarity = g.reshape(best, tokens.batch, tokens.count) / g.op("Max", lengths, _TINY)
     similarity = g.where(is_destination, _NOT_CHOSEN, similarity)
-    alone = g.ops("TopK", 2, similarity, g.dims(kept), axis=1, largest=0, sorted=0)[1]
+    alone = _least(g, similarity, kept)
     numbers = g.reshape(g.arange(destinations, destinations + kept), 1, -1)
     if tokens.batch != 1:
         numbers = g.op("Expand", numbers, g.op("Shape", alone))
     group = g.op("ScatterElements", group, alone, numbers, axis=1)
-    return _Groups(g, tokens, group, destinations + kept)
+    return _Groups(g, tokens, group, destinations, alone, kept)
+
+
+def _least(g: Graph, x: Value, count: Dim) -> Value:
+    """Where the `count` least values of each row stand: (B, N) -> (B, count)."""
+    most = g.op("Max", count, 1) if isinstance(count, Value) else count
+    found = g.ops("TopK", 2, x, g.dims(most), axis=1, largest=0, sorted=int(g.form == "tensorrt"))[
+        1
+    ]
+    # OpenVINO does not select nothing, but takes nothing of what was selected.
+    return g.cut(found, 1, 0, count) if isinstance(count, Value) else found
 
 
 def _corners(
@@ -109,15 +125,35 @@ def _corners(
 
 
 class _Groups:
-    """Groups given by the number of its group for each token: (B, N)."""
+    """Groups given by the number of its group for each token: (B, N).
 
-    def __init__(self, g: Graph, tokens: Tokens, group: Value, count: Dim) -> None:
-        self._g, self._tokens, self._count = g, tokens, count
-        if tokens.batch != 1:
-            group = group + g.reshape(g.arange(0, tokens.batch) * count, -1, 1)
-        self._index = g.reshape(group, -1)
+    The first of them are the destinations'; then come the tokens that stay alone.
+    """
+
+    def __init__(
+        self,
+        g: Graph,
+        tokens: Tokens,
+        group: Value,
+        destinations: Dim,
+        alone: Value | None = None,
+        kept: Dim = 0,
+    ) -> None:
+        self._g, self._tokens, self._group = g, tokens, group
+        self._destinations, self._alone = destinations, alone
+        self._count = destinations + kept
+        self._index = self._flat(group, self._count)
+
+    def _flat(self, index: Value, count: Dim) -> Value:
+        """Numbers within each image as numbers within the batch, in one row."""
+        g, batch = self._g, self._tokens.batch
+        if batch != 1:
+            index = index + g.reshape(g.arange(0, batch) * count, -1, 1)
+        return g.reshape(index, -1)
 
     def merge(self, x: Value) -> Value:
+        if self._g.form == "tensorrt":
+            return self._merge_by_product(x)
         g, batch, channels = self._g, self._tokens.batch, self._tokens.channels
         total, many = batch * self._count, batch * self._tokens.count
         index = g.reshape(self._index, -1, 1)
@@ -126,6 +162,21 @@ class _Groups:
         # In whole numbers: half precisions do not count beyond a few hundred.
         sizes = g.op("ScatterND", g.full(np.int64(0), total, 1), index, ones, reduction="add")
         return g.reshape(sums / g.op("Cast", sizes, to=1), batch, self._count, channels)
+
+    def _merge_by_product(self, x: Value) -> Value:
+        """The same without adding up by index, at the price of matching once more."""
+        g, tokens = self._g, self._tokens
+        numbers = g.reshape(g.arange(0, self._destinations), -1, 1)
+        members = g.op("Equal", g.reshape(self._group, tokens.batch, 1, tokens.count), numbers)
+        members = g.op("Cast", members, to=1)  # (B, destinations, N)
+        sizes = g.op("ReduceSum", members, np.array([2]), keepdims=1)
+        merged = g.op("MatMul", members, x) / sizes
+        if self._alone is None:
+            return merged
+        rows = g.reshape(x, -1, tokens.channels)
+        alone = g.op("Gather", rows, self._flat(self._alone, tokens.count), axis=0)
+        alone = g.reshape(alone, tokens.batch, -1, tokens.channels)
+        return g.op("Concat", merged, alone, axis=1)
 
     def unmerge(self, x: Value) -> Value:
         g, tokens = self._g, self._tokens
@@ -165,9 +216,8 @@ class _Pool2d:
             image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, 0, *missing))
         pooled = g.op("AveragePool", image, kernel_shape=self._cell, strides=self._cell)
         if ragged:
-            share_y = _sizes(g, h, rows, sy) / np.float32(sy)
-            share_x = _sizes(g, w, columns, sx) / np.float32(sx)
-            pooled = pooled / (g.reshape(share_y, -1, 1) * share_x)
+            inside = g.reshape(_sizes(g, h, rows, sy), -1, 1) * _sizes(g, w, columns, sx)
+            pooled = pooled / (inside / np.float32(sy * sx))
         pooled = g.transpose(pooled, 0, 2, 3, 1)
         return g.reshape(pooled, tokens.batch, rows * columns, tokens.channels)
 
@@ -182,7 +232,7 @@ def _cells(size: Dim, s: int) -> Dim:
     return (size + (s - 1)) // s
 
 
-def _sizes(g: Graph, size: Dim, cells: Dim, s: int) -> Operand:
+def _sizes(g: Graph, size: Dim, cells: Dim, s: int) -> Index:
     """How much of each cell lies inside, as float32."""
     left = g.arange(0, cells) * -s + size
     if isinstance(left, Value):

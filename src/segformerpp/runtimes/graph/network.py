@@ -15,7 +15,8 @@ import numpy as np
 from segformerpp.merging import MergePlan
 from segformerpp.models.config import SegformerConfig
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
-from segformerpp.runtimes.graph.matching import Tokens, match, nearest, share_of
+from segformerpp.runtimes.graph.matching import Tokens, match, nearest
+from segformerpp.runtimes.graph.sizes import patch_grid, share_of
 
 #: What the hidden features of a Mix-FFN may take before they are made in bands, the size of such
 #: a band, and how many there are at most; bytes.
@@ -67,8 +68,7 @@ class NetworkWriter:
         config, name = self._config, f"encoder.stages.{number}."
         kernel, stride = config.patch_sizes[number], 2 if number else 4
         x = self._conv(x, name + "patch_embed.conv", stride, kernel // 2)
-        height, width = ((side + (2 * (kernel // 2) - kernel)) // stride + 1 for side in size)
-        tokens = Tokens(batch, (height, width), config.dims[number])
+        tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
         x = self._norm(_to_tokens(x, tokens), name + "patch_embed.norm", config.embed_norm_eps)
         for block in range(config.depths[number]):
             part, eps = f"{name}blocks.{block}.", config.norm_eps
@@ -112,8 +112,17 @@ class NetworkWriter:
     def _mix_ffn(self, x: Value, name: str, number: int, tokens: Tokens) -> Value:
         g, (height, width) = self._g, tokens.grid
         hidden = tokens.channels * self._config.mlp_ratios[number]
+        if g.form == "int8":
+            y = self._pointwise(_to_image(x, tokens), *self._pair(name + "fc1"))
+            y = g.op("Gelu", self._conv(y, name + "dwconv", 1, 1, group=hidden))
+            return _to_tokens(self._pointwise(y, *self._pair(name + "fc2")), tokens)
         bands: list[tuple[Any, Any]] = [(0, height)]
-        if isinstance(height, int) and isinstance(width, int) and isinstance(tokens.batch, int):
+        if (
+            g.form == "processor"
+            and isinstance(height, int)
+            and isinstance(width, int)
+            and isinstance(tokens.batch, int)
+        ):
             bands = _bands(height, 4 * tokens.batch * width * hidden)
         parts = []
         for first, end in bands:
@@ -168,7 +177,16 @@ class NetworkWriter:
         return factor, bias - self._tensors[name + ".running_mean"] * factor
 
     def _linear(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
-        return self._g.op("MatMul", x, np.ascontiguousarray(weight.T)) + bias
+        g = self._g
+        if g.form == "int8":
+            image = g.transpose(g.op("Unsqueeze", x, np.array([2])), 0, 3, 1, 2)  # (B, C, N, 1)
+            image = self._pointwise(image, weight, bias)
+            return g.op("Squeeze", g.transpose(image, 0, 2, 3, 1), np.array([2]))
+        return g.op("MatMul", x, np.ascontiguousarray(weight.T)) + bias
+
+    def _pointwise(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
+        """A linear layer on an image (B, C, h, w)."""
+        return self._g.op("Conv", x, weight[:, :, None, None], bias, kernel_shape=[1, 1])
 
     def _norm(self, x: Value, name: str, eps: float) -> Value:
         return self._g.op("LayerNormalization", x, *self._pair(name), axis=-1, epsilon=eps)

@@ -1,0 +1,144 @@
+"""A checkpoint that was found, with its tensors still in their file.
+
+PyTorch is needed to read a checkpoint of any layout for the first time. What was learnt then is
+kept in the cache, so that a network that was compiled before starts without PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segformerpp import cache
+from segformerpp.checkpoints.sources import Source, locate
+from segformerpp.merging import MergePlan
+from segformerpp.models.config import Metadata, SegformerConfig
+
+if TYPE_CHECKING:
+    from segformerpp.models import Segformer
+
+Plan = MergePlan | str | Path | Mapping[str, Any] | None
+
+
+class Checkpoint:
+    """A model whose tensors are read when they are needed.
+
+    Attributes:
+        config: the architecture.
+        metadata: what its inputs and outputs mean.
+        merge_plan: what is merged where.
+        digest: a hash of its tensors and of what is said about them; None for a model that was
+            never in a file.
+    """
+
+    def __init__(
+        self,
+        config: SegformerConfig,
+        metadata: Metadata,
+        merge_plan: MergePlan,
+        model: Callable[[], Segformer],
+        digest: str | None = None,
+        own_file: Path | None = None,
+    ) -> None:
+        self.config, self.metadata, self.merge_plan = config, metadata, merge_plan
+        self.digest, self._make, self._own_file = digest, model, own_file
+
+    @classmethod
+    def of_model(cls, model: Segformer, merge: Plan = None) -> Checkpoint:
+        """Wrap a model in memory; it is used as it is, and gets the plan if one is given."""
+        if merge is not None:
+            model.merge_plan = merge
+        return cls(model.config, model.metadata, model.merge_plan, lambda: model)
+
+    @cached_property
+    def _model(self) -> Segformer:
+        model = self._make().eval().requires_grad_(False)
+        model.merge_plan = self.merge_plan
+        return model
+
+    def model(self) -> Segformer:
+        """The network, in evaluation mode and on the CPU; imports PyTorch."""
+        return self._model
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The tensors in float32, by their names in `Segformer`."""
+        if "_model" not in self.__dict__ and self._own_file:
+            from safetensors.numpy import load_file
+
+            return {k: v.astype(np.float32) for k, v in load_file(self._own_file).items()}
+        state = self._model.state_dict()
+        return {name: tensor.numpy() for name, tensor in state.items() if tensor.ndim > 0}
+
+
+def open_checkpoint(
+    source: str | Path, merge: Plan = None, *, offline: bool = False, revision: str | None = None
+) -> Checkpoint:
+    """Find a checkpoint and learn what it is; see `load` for the arguments and errors."""
+    plan = None if merge is None else MergePlan.parse(merge)
+    found = locate(source, revision, offline)
+    learnt: list[Segformer] = []
+
+    def load() -> Segformer:
+        from segformerpp.checkpoints.loading import load
+
+        return learnt.pop() if learnt else load(source, offline=offline, revision=revision)
+
+    def learn() -> bytes:
+        model = load()
+        learnt.append(model)
+        facts = {
+            "config": model.config.to_dict(),
+            "metadata": model.metadata.to_dict(),
+            "merge_plan": model.merge_plan.to_dict(),
+        }
+        return json.dumps(facts).encode()
+
+    digest = _digest(found)
+    key = {"model": found.name, "weights": digest, "version": 1}
+    config, metadata, own_plan = cache.fetch("checkpoint", key, learn, _parse)
+    own_file = found.weights if _is_ours(found.weights) else None
+    return Checkpoint(config, metadata, plan or own_plan, load, digest, own_file)
+
+
+def _parse(facts: bytes) -> tuple[SegformerConfig, Metadata, MergePlan]:
+    data = json.loads(facts)
+    plan = MergePlan.from_dict(data["merge_plan"])
+    return SegformerConfig.from_dict(data["config"]), Metadata.from_dict(data["metadata"]), plan
+
+
+def _digest(found: Source) -> str:
+    """A hash of the weights, all shards of them, and of the files that describe them."""
+    paths = [found.weights]
+    if found.weights.name.endswith(".index.json"):
+        ending = ".safetensors" if ".safetensors" in found.weights.name else ".bin"
+        paths += sorted(found.weights.parent.glob(f"*{ending}"))
+    if found.folder:
+        names = ("config.json", "preprocessor_config.json", "README.md")
+        paths += [found.folder / name for name in names]
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(path.name.encode())
+    return digest.hexdigest()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a whole model of ours, whose tensors can be taken as they are."""
+    if path.suffix != ".safetensors":
+        return False
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            return "segformerpp" in (file.metadata() or {}) and "head.fuse.weight" in names
+    except Exception:  # `load` says what is wrong with it
+        return False

@@ -1,0 +1,108 @@
+"""Running a network in ONNX Runtime: everywhere, small boards included."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segformerpp.errors import UsageError
+from segformerpp.runtimes.graph import Interface, build
+from segformerpp.runtimes.memory import memory_limits
+from segformerpp.runtimes.processor import cores
+
+if TYPE_CHECKING:
+    from segformerpp.checkpoints import Checkpoint
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: Input shapes whose sessions are kept ready; each holds the weights once more.
+_KEPT_SHAPES = 8
+
+
+class OnnxRuntime:
+    """ONNX Runtime (see `Runtime`).
+
+    The network is written anew for every input shape, which takes a fraction of a second.
+
+    Args:
+        checkpoint: the network.
+        precision: ``f32`` or ``auto``, which is ``f32``.
+        device: ``cpu``, ``cuda`` (with a number for one of several; package `onnxruntime-gpu`), or
+            ``auto``: ``cuda`` where the package has it, else ``cpu``.
+        threads: processor threads to compute with; None for one on each core.
+
+    Raises:
+        UsageError: if the package is missing, or lacks the device or the precision.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        precision: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UsageError(
+                "runtime: onnxruntime is not installed: pip install 'segformerpp[onnx]'"
+            ) from None
+        if precision not in ("auto", "f32"):
+            raise UsageError(f"precision: ONNX Runtime computes in f32 here, not {precision!r}")
+        self.precision = "f32"
+        self._package: Any = onnxruntime
+        present = onnxruntime.get_available_providers()
+        able = [kind for kind, provider in _PROVIDERS.items() if provider in present]
+        self.device = able[-1] if device == "auto" else device
+        kind, _, number = self.device.partition(":")
+        if kind not in able or (number and not number.isdecimal()):
+            raise UsageError(f"device: ONNX Runtime has {', '.join(able)} here, not {device!r}")
+        self._provider: tuple[str, dict[str, str]] = (_PROVIDERS[kind], {})
+        self.threads = 0
+        if kind == "cuda":
+            self._provider[1].update(device_id=number or "0", use_tf32="0")
+        else:
+            self.threads = threads or cores()
+        self._checkpoint = checkpoint
+        self._lock = threading.Lock()
+        self._session = lru_cache(_KEPT_SHAPES)(self._prepare)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
+        # One inference uses all threads.
+        with self._lock, memory_limits(x.shape, self.device):
+            session = self._session(x.shape)
+            try:
+                return session.run(None, {"images": x})[0]
+            except self._errors as error:
+                raise RuntimeError(str(error)) from error  # what `memory_limits` looks into
+
+    @property
+    def _errors(self) -> tuple[type[Exception], ...]:
+        """What it raises where memory ends; derived from nothing but `Exception`."""
+        state = self._package.capi.onnxruntime_pybind11_state
+        return state.RuntimeException, state.Fail
+
+    def _prepare(self, shape: tuple[int, ...]) -> Any:
+        network, package = self._checkpoint, self._package
+        batch, _, height, width = shape
+        graph = build(
+            network.config, network.tensors(), network.merge_plan, Interface((height, width), batch)
+        )
+        options = package.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = package.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3  # errors
+        session = package.InferenceSession(
+            graph.SerializeToString(), options, providers=[self._provider]
+        )
+        # Without a driver for it, ONNX Runtime would quietly compute on the processor.
+        if self._provider[0] not in session.get_providers():
+            raise UsageError(f"device: ONNX Runtime finds no {self.device!r} on this machine")
+        return session

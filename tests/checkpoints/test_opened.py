@@ -1,0 +1,82 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segformerpp import cache
+from segformerpp.checkpoints import Checkpoint, load, open_checkpoint, save, save_pretrained
+from segformerpp.errors import CheckpointError
+from segformerpp.models import Segformer
+
+NO_TORCH = """
+import sys
+from segformerpp import Predictor
+predict = Predictor(sys.argv[1], merge="hq", runtime="openvino", precision="f32", device="cpu")
+result = predict(sys.argv[2])
+print(result.label_map.sum(), predict.facts["model"], 'torch' in sys.modules)
+"""
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGFORMERPP_CACHE", str(tmp_path / "kept"))
+
+
+def same_as_loaded(checkpoint: Checkpoint, model: Segformer) -> None:
+    assert checkpoint.config == model.config
+    assert checkpoint.metadata == model.metadata
+    assert checkpoint.metadata.source == model.metadata.source
+    assert checkpoint.merge_plan == model.merge_plan
+    state = {k: v for k, v in model.state_dict().items() if v.ndim > 0}
+    tensors = checkpoint.tensors()
+    assert {k: v for k, v in tensors.items() if v.ndim > 0}.keys() == state.keys()
+    for name, tensor in state.items():
+        assert tensors[name].dtype == np.float32
+        np.testing.assert_array_equal(tensors[name], tensor.numpy())
+
+
+def test_first_and_second_time_are_what_load_gives(random_model: Segformer, tmp_path: Path) -> None:
+    ours = Segformer(random_model.config, random_model.metadata, "fast").eval()
+    save_pretrained(ours, tmp_path / "ours")
+    save(ours, tmp_path / "one.safetensors", dtype=torch.float16)
+    save_pretrained(random_model, tmp_path / "theirs", layout="huggingface")
+    for name in ("ours", "one.safetensors", "theirs"):
+        expected = load(tmp_path / name)
+        for _ in range(2):
+            same_as_loaded(open_checkpoint(tmp_path / name), expected)
+    assert [entry.kind for entry in cache.entries()] == ["checkpoint"] * 3
+    assert open_checkpoint(tmp_path / "ours", "2x2").merge_plan.name == "2x2"
+    assert open_checkpoint(tmp_path / "ours", "2x2").model().merge_plan.name == "2x2"
+
+
+def test_changed_weights_are_noticed(random_model: Segformer, tmp_path: Path) -> None:
+    model = Segformer(random_model.config, random_model.metadata).eval()
+    save(model, tmp_path / "m.safetensors")
+    before = open_checkpoint(tmp_path / "m.safetensors")
+    model.head.classifier.weight.data += 1
+    save(model, tmp_path / "m.safetensors")
+    after = open_checkpoint(tmp_path / "m.safetensors")
+    assert before.digest != after.digest
+    same_as_loaded(after, model)
+
+
+def test_errors_are_those_of_load(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"broken")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"m\.safetensors: "):
+            open_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_second_start_needs_no_torch(random_checkpoint: Path, tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "samples" / "highway.png"
+    command = [sys.executable, "-c", NO_TORCH, str(random_checkpoint), str(sample)]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    )
+    assert first[:2] == second[:2]
+    assert (first[2], second[2]) == ("True", "False")
+    assert sorted(entry.kind for entry in cache.entries()) == ["checkpoint", "network"]

@@ -1,0 +1,118 @@
+import json
+import logging
+
+import numpy as np
+import onnx
+import pytest
+
+from segformerpp.errors import UsageError
+from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.models import Metadata, Segformer
+from segformerpp.runtimes.graph import Form, Interface, build
+from segformerpp.tasks.segmentation import normalise
+from tests.runtimes.graph.parity import (
+    ENGINES,
+    Engine,
+    assert_agree,
+    expected,
+    images,
+    network,
+    tensors,
+)
+
+#: All sources merged at some sizes and none at others; every kind of neighbours, ragged.
+ODD = (
+    "q14:mode=n1d,s=3 q3:mode=bsm,r=1,sx=2,sy=3 kv13:mode=n2d,sx=2,sy=3",
+    "q12:mode=bsm,r=0.75,sx=2,sy=2 q34:mode=bsm,r=0.9,sx=2,sy=2 kv1:mode=bsm,r=0.01,sx=2,sy=1",
+)
+
+
+def written(
+    plan: str, interface: Interface, kind: str = "linear", form: Form = "processor"
+) -> tuple[Segformer, onnx.ModelProto]:
+    model = network(kind)
+    model.merge_plan = plan
+    parsed = MergePlan.parse(plan)
+    return model, build(model.config, tensors(model), parsed, interface, form=form)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("kind", "plan"), [*(("linear", plan) for plan in (*PRESETS, *ODD)), ("conv", "hq")]
+)
+def test_static_sizes(kind: str, plan: str, engine: str) -> None:
+    x = images(3, 131, 99)
+    model, graph = written(plan, Interface((131, 99), batch=3), kind)
+    assert_agree(Engine(engine, graph)(x), expected(model, x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("plan", [*PRESETS, *ODD])
+def test_sizes_that_follow_the_images(plan: str, engine: str) -> None:
+    model, graph = written(plan, Interface(None, batch=None))
+    run = Engine(engine, graph)
+    for shape in ((3, 131, 133), (1, 128, 160)):
+        x = images(*shape)
+        assert_agree(run(x), expected(model, x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("plan", "size"), [("hq", (130, 99)), (ODD[1], (130, 99)), ("hq", None)])
+def test_without_sums_by_index(plan: str, size: tuple[int, int] | None, engine: str) -> None:
+    x = images(2, 130, 99)
+    model, graph = written(plan, Interface(size, batch=2), form="tensorrt")
+    nodes = {node.op_type: node for node in graph.graph.node}
+    assert "ScatterND" not in nodes
+    orders = {a.i for a in nodes["TopK"].attribute if a.name == "sorted"}
+    assert 0 not in orders
+    assert_agree(Engine(engine, graph)(x), expected(model, x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [(131, 99), None])
+def test_convolutions_for_linear_layers(size: tuple[int, int] | None, engine: str) -> None:
+    x = images(2, 131, 99)
+    model, graph = written("hq", Interface(size, batch=2), form="int8")
+    assert_agree(Engine(engine, graph)(x), expected(model, x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pixels(engine: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 75, 3)).astype(np.uint8)
+    model = network("linear")
+    model.merge_plan = "none"
+    metadata = Metadata(mean=(1, 2, 3), std=(40, 50, 60))
+    x = np.stack([normalise(image, metadata) for image in pixels])
+    for size in ((64, 75), None):
+        graph = build(
+            model.config,
+            tensors(model),
+            MergePlan(),
+            Interface(size, 2, pixels=True),
+            metadata,
+            {"model": "m"},
+        )
+        assert_agree(Engine(engine, graph)(pixels), expected(model, x))
+    notes = {entry.key: entry.value for entry in graph.metadata_props}
+    assert notes["model"] == "m"
+    assert MergePlan.from_dict(json.loads(notes["merge_plan"])) == MergePlan()
+
+
+def test_a_grid_without_a_whole_cell_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    x = images(1, 64, 64)
+    plan = "q4:mode=bsm,r=0.8,sx=3,sy=3"
+    with caplog.at_level(logging.WARNING, "segformerpp"):
+        model, graph = written(plan, Interface((64, 64)))
+        written(plan, Interface((64, 64)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "a token grid of 2 x 2 has no whole cell of 3 x 3: nothing is merged there"
+    ]
+    assert_agree(Engine("openvino", graph)(x), expected(model, x))
+
+
+def test_sizes_that_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"at least 32 pixels on each side .* not 60 x 64"):
+        written("downsample", Interface((60, 64)))
+    with pytest.raises(UsageError, match=r"from at least 97 x 97 .* not from 97 x 96"):
+        written("hq", Interface(None, least=(97, 96)))
+    written("hq", Interface(None, least=(97, 97)))
