@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         SegformerppError,
         UsageError,
     )
+    from segformerpp.exporting import export
     from segformerpp.merging import PRESETS, MergePlan
     from segformerpp.models import Metadata, Segformer, SegformerConfig
     from segformerpp.predictor import Predictor
@@ -29,6 +30,7 @@ _HOMES = {
     "segformerpp.errors": (
         *("CheckpointError", "ImageError", "PlanError", "SegformerppError", "UsageError"),
     ),
+    "segformerpp.exporting": ("export",),
     "segformerpp.merging": ("PRESETS", "MergePlan"),
     "segformerpp.models": ("Metadata", "Segformer", "SegformerConfig"),
     "segformerpp.predictor": ("Predictor",),
@@ -51,6 +53,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "bundled",
+    "export",
     "load",
     "push_to_hub",
     "save",

@@ -66,6 +66,8 @@ class Predictor:
             most; see `tile`.
         probabilities: whether results carry class probabilities (large: 2 bytes for each class
             and pixel).
+        calibrate: a folder with some images like those to come, for the precision ``int8``;
+            needed once for each model and plan.
         offline: whether to take models from the local cache only.
         revision: branch, tag or commit of a model on the hub.
 
@@ -97,6 +99,7 @@ class Predictor:
         overlap: SupportsIndex | Size | None = None,
         batch: int = 1,
         probabilities: bool = False,
+        calibrate: str | Path | None = None,
         offline: bool = False,
         revision: str | None = None,
     ) -> None:
@@ -115,6 +118,17 @@ class Predictor:
         if self._size and math.prod(max(side, self._least) for side in self._size) > MAX_PIXELS:
             height, width = self._size
             raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {height} x {width}")
+        images = None
+        if precision == "int8":  # whose graph takes images of any size down to a larger one
+            from segformerpp.runtimes.graph.sizes import least_size
+
+            self._least = max(least_size(network.config, self.merge_plan))
+        if calibrate is not None:
+            if precision != "int8":
+                raise UsageError("calibrate: only for the precision int8")
+            from segformerpp.calibration import Calibration
+
+            images = Calibration(calibrate, network.metadata, self._size)
         self._cell = math.ceil(4 / scale)
         self._tiling: Tiling | None = None
         self._most_pixels = sys.maxsize  # that go through the network together
@@ -128,7 +142,7 @@ class Predictor:
         elif overlap is not None:
             raise UsageError("overlap: only where there are tiles")
         self._probabilities = probabilities
-        self.runtime = runtimes.create(network, runtime, precision, device, threads)
+        self.runtime = runtimes.create(network, runtime, precision, device, threads, images)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def network(
     threads: int | None,
     offline: bool,
     revision: str | None,
+    calibrate: str | None = None,
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """Prepare a network alone, without reading images or writing results, on random pixels.
 
@@ -33,6 +34,7 @@ def network(
         threads: of the processor.
         offline: see `segformerpp.load`, also for the next.
         revision: of a model on the hub.
+        calibrate: folder with images for int8.
 
     Returns:
         What runs the network once, and what it is.
@@ -48,7 +50,12 @@ def network(
         source = checkpoints.Checkpoint.of_model(random, merge)
     else:
         source = checkpoints.open_checkpoint(model, merge, offline=offline, revision=revision)
-    ready = runtimes.create(source, runtime, precision, device, threads)
+    images = None
+    if calibrate and precision == "int8":
+        from segformerpp.calibration import Calibration
+
+        images = Calibration(calibrate, source.metadata)
+    ready = runtimes.create(source, runtime, precision, device, threads, images)
     shape = (batch, source.config.in_channels, *size)
     x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     spent = cost(source.config, source.merge_plan, size)

@@ -44,6 +44,7 @@ class Setting:
     threads: int | None = None
     offline: bool = False
     revision: str | None = None
+    calibrate: str | None = None
 
 
 def combinations(

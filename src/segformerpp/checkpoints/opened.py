@@ -33,6 +33,7 @@ class Checkpoint:
         config: the architecture.
         metadata: what its inputs and outputs mean.
         merge_plan: what is merged where.
+        name: what the user called it.
         digest: a hash of its tensors and of what is said about them; None for a model that was
             never in a file.
     """
@@ -43,18 +44,21 @@ class Checkpoint:
         metadata: Metadata,
         merge_plan: MergePlan,
         model: Callable[[], Segformer],
+        name: str,
         digest: str | None = None,
         own_file: Path | None = None,
     ) -> None:
         self.config, self.metadata, self.merge_plan = config, metadata, merge_plan
-        self.digest, self._make, self._own_file = digest, model, own_file
+        self.name, self.digest, self._make, self._own_file = name, digest, model, own_file
 
     @classmethod
     def of_model(cls, model: Segformer, merge: Plan = None) -> Checkpoint:
         """Wrap a model in memory; it is used as it is, and gets the plan if one is given."""
         if merge is not None:
             model.merge_plan = merge
-        return cls(model.config, model.metadata, model.merge_plan, lambda: model)
+        return cls(
+            model.config, model.metadata, model.merge_plan, lambda: model, model.metadata.source
+        )
 
     @cached_property
     def _model(self) -> Segformer:
@@ -103,7 +107,7 @@ def open_checkpoint(
     key = {"model": found.name, "weights": digest, "version": 1}
     config, metadata, own_plan = cache.fetch("checkpoint", key, learn, _parse)
     own_file = found.weights if _is_ours(found.weights) else None
-    return Checkpoint(config, metadata, plan or own_plan, load, digest, own_file)
+    return Checkpoint(config, metadata, plan or own_plan, load, found.name, digest, own_file)
 
 
 def _parse(facts: bytes) -> tuple[SegformerConfig, Metadata, MergePlan]:

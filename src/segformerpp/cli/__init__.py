@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from segformerpp import __version__
 from segformerpp.cli.bench import bench
 from segformerpp.cli.cache import cache
+from segformerpp.cli.export import export
 from segformerpp.cli.models import models
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
 from segformerpp.cli.plans import plans
@@ -24,7 +25,7 @@ from segformerpp.cli.predict import predict
 from segformerpp.errors import SegformerppError
 from segformerpp.terminal import complain, messages
 
-COMMANDS: tuple[Callable[..., int], ...] = (predict, bench, models, plans, cache)
+COMMANDS: tuple[Callable[..., int], ...] = (predict, bench, export, models, plans, cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ def bench(
     rounds: int = 15,
     json: str | None = None,
     plot: str | None = None,
+    calibrate: str | None = None,
     offline: bool = False,
     revision: str | None = None,
     quiet: bool = False,
@@ -57,6 +58,7 @@ def bench(
         rounds: how often each combination runs, after two runs to warm up
         json: file for the figures
         plot: file for a picture of them, ending in .png, .svg or .pdf
+        calibrate: folder with some of your images, for the precision int8
         offline: never look on the hub; take models from the local cache only
         revision: branch, tag or commit of a model on the hub
         quiet: say nothing but what went wrong
@@ -89,7 +91,7 @@ def bench(
         refused.append(text)
         complain(f"failed: {text}")
 
-    setting = Setting(model, device, threads, offline, revision)
+    setting = Setting(model, device, threads, offline, revision, calibrate)
     rows: list[dict[str, Any]] = []
     with Progress(len(wanted) * (rounds + 1), "measuring", shown=not quiet) as progress:
         for row in measure(setting, wanted, rounds, progress.advance, refuse):

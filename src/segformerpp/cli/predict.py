@@ -33,6 +33,7 @@ def predict(
     out: str = "segmented",
     save: str = "labels,overlay",
     json: str | None = None,
+    calibrate: str | None = None,
     resume: bool = False,
     offline: bool = False,
     revision: str | None = None,
@@ -49,6 +50,7 @@ def predict(
       segformerpp predict photos/ "scans/*.tif" --out results --save labels,color
       segformerpp predict photos/ --merge fast --resume
       segformerpp predict huge.png --tile 1024x1024
+      segformerpp predict photos/ --precision int8 --calibrate photos/
       segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
 
     Exit code:
@@ -62,9 +64,10 @@ def predict(
             on the Hugging Face hub
         merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
             string (default: as saved with the model, else none)
-        runtime: what executes the network: torch; openvino, the fastest on a processor after some
-            seconds of compiling for each new image size; or auto, which is torch
-        precision: f32, bf16, f16 or auto, which is f16 on graphics cards, else f32
+        runtime: what executes the network: openvino, the fastest on a processor; torch; onnxruntime
+            (needs segformerpp[onnx]); or auto, which is torch on a graphics card, else openvino
+        precision: f32, bf16, f16, int8 (see --calibrate) or auto, which is f16 on graphics cards,
+            and on processors bf16 where that leaves the labels as they are, else f32
         device: cpu, cuda, mps, xpu, gpu (OpenVINO's), or auto, which is a graphics card that
             PyTorch has, else the processor
         threads: processor threads for the network (default: what the runtime chooses)
@@ -80,6 +83,8 @@ def predict(
         save: what to write, any of labels, overlay, color (class colours alone) and probs (class
             probabilities, as a NumPy file)
         json: file for a list with an entry for each image: settings, time, class shares
+        calibrate: folder with some of your images, for --precision int8; needed once for each model
+            and plan
         resume: skip images whose results are all there, and in the file of --json if it is given;
             with what settings they were made is not looked at
         offline: never look on the hub; take models from the local cache only
@@ -116,6 +121,7 @@ def predict(
             overlap=overlaps,
             batch=batch,
             probabilities="probs" in folder.what,
+            calibrate=calibrate,
             offline=offline,
             revision=revision,
         )

@@ -15,11 +15,12 @@ from segformerpp.runtimes.processor import may_have_accelerator
 
 if TYPE_CHECKING:
     from segformerpp.models import Segformer
+    from segformerpp.runtimes.int8 import Images
 
 logger = logging.getLogger(__name__)
 
 RUNTIMES = ("torch", "openvino", "onnxruntime")
-PRECISIONS = ("f32", "bf16", "f16")
+PRECISIONS = ("f32", "bf16", "f16", "int8")
 DEVICES = ("cpu", "cuda", "mps", "xpu", "gpu")
 #: More threads than processors only slow things down, but may be wanted for comparisons.
 _THREADS_PER_CPU = 4
@@ -72,6 +73,7 @@ def create(
     precision: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    images: Images | None = None,
 ) -> Runtime:
     """Prepare a network for running.
 
@@ -87,6 +89,8 @@ def create(
             XPU that there is, else the processor; for ONNX Runtime CUDA, else the processor; for
             OpenVINO the processor.
         threads: processor threads to compute with; None for what the runtime chooses.
+        images: what to quantise on for ``int8``, which only OpenVINO has; needed once for each
+            model and plan.
 
     Raises:
         UsageError: if a value is unknown, or this machine does not have it.
@@ -95,11 +99,13 @@ def create(
     threads = None if threads is None else int(threads)  # NumPy's numbers are not taken below
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.of_model(model)
     chosen = _choose(device) if runtime == "auto" else runtime
+    if precision == "int8" and chosen != "openvino":
+        raise UsageError(f"precision: int8 is for the runtime openvino, not for {chosen}")
     made: Runtime
     if chosen == "openvino":
         from segformerpp.runtimes.openvino import OpenvinoRuntime
 
-        made = OpenvinoRuntime(checkpoint, precision, device, threads)
+        made = OpenvinoRuntime(checkpoint, precision, device, threads, images)
     elif chosen == "onnxruntime":
         from segformerpp.runtimes.onnxruntime import OnnxRuntime
 

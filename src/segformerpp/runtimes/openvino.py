@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
@@ -15,6 +15,9 @@ from segformerpp.errors import UsageError
 from segformerpp.runtimes.memory import memory_limits
 from segformerpp.runtimes.precision import keeps_labels
 from segformerpp.runtimes.processor import code_version, cores
+
+if TYPE_CHECKING:
+    from segformerpp.runtimes.int8 import Images
 
 _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 #: Input shapes whose networks are kept ready; each holds the weights once more.
@@ -29,14 +32,17 @@ class OpenvinoRuntime:
 
     Args:
         checkpoint: the network.
-        precision: ``f32``, ``bf16`` (on processors that have it), ``f16`` (on graphics cards) or
-            ``auto``: ``f16`` on graphics cards; on processors ``bf16`` where there is such a thing
-            and the labels stay the same (see `precision.keeps_labels`), else ``f32``.
+        precision: ``f32``, ``bf16`` (on processors that have it), ``f16`` (on graphics cards),
+            ``int8`` (what is not quantised is in bf16 where there is such a thing) or ``auto``:
+            ``f16`` on graphics cards; on processors ``bf16`` where there is such a thing and the
+            labels stay the same (see `precision.keeps_labels`), else ``f32``.
         device: ``cpu``, ``gpu`` (Intel's), or ``auto``, which is ``cpu``.
         threads: processor threads to compute with; None for one on each core.
+        images: what to quantise on for ``int8``; see `int8.quantised`.
 
     Raises:
-        UsageError: if this machine lacks the device, or the device the precision.
+        UsageError: if this machine lacks the device, or the device the precision; for int8 see
+            `int8.quantised`.
     """
 
     name = "openvino"
@@ -47,6 +53,7 @@ class OpenvinoRuntime:
         precision: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        images: Images | None = None,
     ) -> None:
         self._core = ov.Core()
         self.device = "cpu" if device == "auto" else device
@@ -57,16 +64,25 @@ class OpenvinoRuntime:
         precisions = [
             name for name in _TYPES if {"f32": "FP32", "f16": "FP16"}.get(name, "BF16") in able
         ]
-        if precision not in ("auto", *precisions):
+        # It computes in bf16 or f16 by itself where the device can, unless told otherwise.
+        self._hints = {name: _TYPES[name] for name in precisions}
+        if "INT8" in able and "f32" in precisions:
+            self._hints["int8"] = _TYPES["bf16" if "bf16" in precisions else "f32"]
+        if precision not in ("auto", *self._hints):
             raise UsageError(
-                f"precision: OpenVINO has {', '.join(precisions)} on this machine's {self.device}, "
-                f"not {precision!r}"
+                f"precision: OpenVINO has {', '.join(self._hints)} on this machine's "
+                f"{self.device}, not {precision!r}"
             )
         self.threads = (threads or cores()) if self.device == "cpu" else 0
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
         self._compiled = lru_cache(_KEPT_SHAPES)(self._prepare)
+        self._int8: tuple[ov.Model, str | None] | None = None
         self.precision = self._choose(precisions) if precision == "auto" else precision
+        if self.precision == "int8":
+            from segformerpp.runtimes.int8 import quantised
+
+            self._int8 = quantised(checkpoint, images)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
@@ -94,9 +110,8 @@ class OpenvinoRuntime:
     def _prepare(self, shape: tuple[int, ...], precision: str) -> Any:
         """The network for inputs of one shape, from the cache if it is there."""
         device = self.device.upper()
-        # It computes in bf16 or f16 by itself where the device can, unless told otherwise.
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _TYPES[precision],
+            "INFERENCE_PRECISION_HINT": self._hints[precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
         if self.threads:
@@ -104,18 +119,22 @@ class OpenvinoRuntime:
         made: list[Any] = []
 
         def compile_network() -> bytes:
-            made.append(self._core.compile_model(self._written(shape), device, options))
+            made.append(self._core.compile_model(self._network(shape), device, options))
             return made[0].export_model().getvalue()
 
         if self._checkpoint.digest is None:
-            return self._core.compile_model(self._written(shape), device, options)
+            return self._core.compile_model(self._network(shape), device, options)
 
         def usable(data: bytes) -> Any:
             return made[0] if made else self._core.import_model(data, device, options)
 
         return cache.fetch("network", self._key(shape, precision), compile_network, usable)
 
-    def _written(self, shape: tuple[int, ...]) -> ov.Model:
+    def _network(self, shape: tuple[int, ...]) -> ov.Model:
+        if self._int8:
+            network = self._int8[0].clone()
+            network.reshape(list(shape))
+            return network
         from segformerpp.runtimes.graph import Interface, build
 
         network = self._checkpoint
@@ -128,15 +147,16 @@ class OpenvinoRuntime:
         """All that a compiled network depends on."""
         device = self.device.upper()
         return {
-            "model": self._checkpoint.metadata.source,
+            "model": self._checkpoint.name,
             "weights": self._checkpoint.digest,
             "merge": self._checkpoint.merge_plan.to_dict(),
             "shape": shape,
             "runtime": self.name,
             "precision": precision,
+            "images": self._int8 and self._int8[1],
+            "threads": self.threads,
             "device": self._core.get_property(device, "FULL_DEVICE_NAME"),
             "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
-            "threads": self.threads,
             "openvino": ov.__version__,
             "segformerpp": __version__,
             "code": code_version(),

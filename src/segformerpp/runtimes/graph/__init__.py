@@ -1,6 +1,24 @@
 """The network as an ONNX graph, for every runtime but PyTorch and for export."""
 
-from segformerpp.runtimes.graph.build import IMAGES, LABELS, LOGITS, Interface, build
-from segformerpp.runtimes.graph.builder import Form
+from segformerpp.runtimes.graph.build import (
+    BEFORE,
+    BEHIND,
+    IMAGES,
+    LABELS,
+    LOGITS,
+    Interface,
+    build,
+)
+from segformerpp.runtimes.graph.builder import OPSET, Form
 
-__all__ = ["IMAGES", "LABELS", "LOGITS", "Form", "Interface", "build"]
+__all__ = [
+    "BEFORE",
+    "BEHIND",
+    "IMAGES",
+    "LABELS",
+    "LOGITS",
+    "OPSET",
+    "Form",
+    "Interface",
+    "build",
+]

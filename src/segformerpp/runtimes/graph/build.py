@@ -20,6 +20,8 @@ from segformerpp.runtimes.graph.network import NetworkWriter, Tensors
 from segformerpp.runtimes.graph.sizes import least_size, logit_size
 
 IMAGES, LOGITS, LABELS = "images", "logits", "labels"
+#: What the names of nodes around the network begin with.
+BEFORE, BEHIND = "before.", "behind."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,11 @@ def build(
     axes = (1, 2) if interface.pixels else (2, 3)
     batch: Dim = g.size(images, 0) if interface.batch is None else interface.batch
     size: tuple[Dim, Dim] = interface.size or (g.size(images, axes[0]), g.size(images, axes[1]))
+    g.prefix = BEFORE
     x = _normalised(g, images, metadata or Metadata()) if interface.pixels else images
+    g.prefix = ""
     logits = NetworkWriter(g, config, tensors, plan).network(x, batch, size)
+    g.prefix = BEHIND
 
     many = interface.batch or "batch"
     sides = interface.size or ("height", "width")

@@ -93,6 +93,8 @@ class Graph:
 
     def __init__(self, form: Form = "processor") -> None:
         self.form = form
+        #: What the names of nodes begin with; may be changed on the way.
+        self.prefix = ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
 
@@ -104,7 +106,7 @@ class Graph:
         self, kind: str, outputs: int, *inputs: Operand | None, **attributes: Any
     ) -> list[Value]:
         """Append a node with several outputs; None stands for an optional input left out."""
-        name = f"{kind}_{len(self._nodes)}"
+        name = f"{self.prefix}{kind}_{len(self._nodes)}"
         names = [f"{name}.{i}" for i in range(outputs)]
         read = ["" if value is None else self._name(value) for value in inputs]
         self._nodes.append(helper.make_node(kind, read, names, name=name, **attributes))
@@ -158,6 +160,16 @@ class Graph:
         if isinstance(a, Value) or isinstance(b, Value):
             return self.op("Min", a, b)
         return min(a, b)
+
+    def difference(self, a: Dim, b: Dim) -> Dim:
+        """What a size `a` has more than `b`, which is not larger.
+
+        OpenVINO computes with the bounds of sizes, where the difference could be negative, which
+        it does not allow.
+        """
+        if isinstance(a, Value) or isinstance(b, Value):
+            return self.op("Max", self.op("Sub", a, b), 0)
+        return a - b
 
     def full(self, value: np.generic, *dims: Dim) -> Operand:
         """A tensor that holds one value everywhere."""

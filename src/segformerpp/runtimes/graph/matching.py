@@ -66,7 +66,7 @@ def _match_bipartite(
     h, w = tokens.grid
     rows, columns = h // merge.sy, w // merge.sx
     destinations = rows * columns
-    sources = tokens.count + destinations * -1
+    sources = g.difference(tokens.count, destinations)
     if isinstance(h, int) and isinstance(w, int):
         merged = g.least(int(merge.r * h * w), sources)  # the order of `merging.match`: it rounds
         if merged == 0:
@@ -83,7 +83,7 @@ def _match_bipartite(
     lengths = g.op("ReduceL2", targets, np.array([-1]), keepdims=1)
     targets = targets / g.op("Max", lengths, _TINY)
     products = g.op("MatMul", x, g.transpose(targets, 0, 2, 1))  # (B, N, destinations)
-    kept = 0 if merge.r == 1 else sources + merged * -1
+    kept = 0 if merge.r == 1 else g.difference(sources, merged)
     if isinstance(kept, int) and kept == 0:
         nearest = g.op("ArgMax", products, axis=2, keepdims=0)
         return _Groups(g, tokens, g.where(is_destination, own, nearest), destinations)
@@ -191,7 +191,7 @@ class _Pool1d:
 
     def merge(self, x: Value) -> Value:
         g, tokens, s = self._g, self._tokens, self._s
-        missing = self._count * s + tokens.count * -1
+        missing = g.difference(self._count * s, tokens.count)
         x = g.op("Pad", x, g.dims(0, 0, 0, 0, missing, 0))
         x = g.reshape(x, tokens.batch, self._count, s, tokens.channels)
         sizes = g.reshape(_sizes(g, tokens.count, self._count, s), -1, 1)
@@ -210,7 +210,7 @@ class _Pool2d:
         g, tokens, (h, w) = self._g, self._tokens, self._tokens.grid
         (sy, sx), (rows, columns) = self._cell, self._cells
         image = g.transpose(g.reshape(x, tokens.batch, h, w, tokens.channels), 0, 3, 1, 2)
-        missing = rows * sy + h * -1, columns * sx + w * -1
+        missing = g.difference(rows * sy, h), g.difference(columns * sx, w)
         ragged = missing != (0, 0)
         if ragged:  # cells that reach over the edge average what they have
             image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, 0, *missing))

@@ -1,0 +1,149 @@
+"""Comparing a network with another form of itself, on images of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segformerpp.data.files import IMAGE_EXTENSIONS, expand_user, find_images
+from segformerpp.data.images import read_image
+from segformerpp.errors import UsageError
+from segformerpp.metrics.segmentation import confusion, mean_iou
+from segformerpp.models.config import Metadata
+from segformerpp.runtimes.export import FileForm
+from segformerpp.runtimes.graph import IMAGES
+from segformerpp.tasks import segmentation
+
+#: The id of pixels that do not count.
+IGNORED = 255
+
+Segmenter = Callable[[Path], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image, and its mask of class ids if there is one."""
+
+    image: Path
+    mask: Path | None
+
+
+def find_pairs(images: str | Path, masks: str | Path | None) -> list[Pair]:
+    """Find images, and masks of the same names, whatever their extensions.
+
+    Raises:
+        UsageError: if there are no images, or one has no mask.
+    """
+    found = find_images([images])
+    if masks is None:
+        return [Pair(file.path, None) for file in found]
+    folder = expand_user(masks)
+    by_stem = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_EXTENSIONS
+    }
+    for file in found:
+        if file.stem not in by_stem:
+            raise UsageError(f"masks: no {file.stem}.png or the like in {folder} for {file.path}")
+    return [Pair(file.path, by_stem[file.stem]) for file in found]
+
+
+def compare(
+    first: Segmenter,
+    second: Segmenter,
+    pairs: Sequence[Pair],
+    classes: int,
+    reduce_labels: bool,
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    """Two ways to segment, on the same images.
+
+    Args:
+        first: from an image's path to its label map; what is compared to.
+        second: the other.
+        pairs: the images.
+        classes: K.
+        reduce_labels: see `Metadata`.
+        advance: called after each image.
+
+    Returns:
+        ``images``; ``agreement``, the share of pixels with equal labels; with masks ``miou_before``
+        and ``miou``, of the first and the second. In percent.
+
+    Raises:
+        ImageError: if an image cannot be read.
+        UsageError: if a mask cannot be read, or has another size than its image.
+    """
+    counts, agreements = np.zeros((2, classes, classes), np.int64), []
+    for pair in pairs:
+        maps = first(pair.image), second(pair.image)
+        agreements.append(float((maps[0] == maps[1]).mean()))
+        if pair.mask:
+            mask = _read_mask(pair.mask, maps[0].shape, reduce_labels)
+            counts += [confusion(label_map, mask, classes) for label_map in maps]
+        advance()
+    row = {"images": len(pairs), "agreement": round(100 * float(np.mean(agreements)), 2)}
+    if any(pair.mask for pair in pairs):
+        row["miou_before"], row["miou"] = (round(mean_iou(table), 2) for table in counts)
+    return row
+
+
+def exported(path: Path, metadata: Metadata, form: FileForm) -> Segmenter:
+    """Segment with a file that `runtimes.export` wrote, as its users do.
+
+    OpenVINO runs its own files, in f32 unless they hold int8; ONNX Runtime the others. Images
+    outside the sizes of the file are resized.
+
+    Args:
+        path: the file.
+        metadata: for the normalisation.
+        form: of the file.
+    """
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+
+        def run(x: np.ndarray) -> np.ndarray:
+            return session.run(None, {IMAGES: x})[0]
+    else:
+        import openvino as ov
+
+        options = {"INFERENCE_PRECISION_HINT": ov.Type.f32} if form.precision != "int8" else {}
+        network = ov.Core().compile_model(path, "CPU", options)
+
+        def run(x: np.ndarray) -> np.ndarray:
+            return network(x)[0]
+
+    def segment(path: Path) -> np.ndarray:
+        image = read_image(path)
+        own = (image.shape[0], image.shape[1])
+        x = segmentation.fit(image, form.size.nearest(own), 1)
+        if not form.pixels:
+            x = segmentation.normalise(x, metadata)
+        found = run(np.stack([x] * form.batch.least[0]))[0]
+        if not form.labels:
+            return segmentation.postprocess(found, own)
+        return np.asarray(Image.fromarray(found).resize(own[::-1], Image.Resampling.NEAREST))
+
+    return segment
+
+
+def _read_mask(path: Path, size: tuple[int, ...], reduce_labels: bool) -> np.ndarray:
+    try:
+        with Image.open(path) as file:
+            mask = np.asarray(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a mask: {error}") from None
+    if mask.shape != size:
+        raise UsageError(
+            f"{path}: a mask has one id for each pixel of its image, {'x'.join(map(str, size))}, "
+            f"not {'x'.join(map(str, mask.shape))}"
+        )
+    return np.where(mask == 0, IGNORED, mask.astype(np.int64) - 1) if reduce_labels else mask

@@ -1,0 +1,199 @@
+"""A network in whole numbers of 8 bits, quantised by nncf on images of the user's own."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import openvino as ov
+from openvino.passes import ConstantFolding, Manager
+
+from segformerpp import __version__, cache
+from segformerpp.arguments import Size
+from segformerpp.checkpoints import Checkpoint
+from segformerpp.errors import UsageError
+from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, build
+from segformerpp.runtimes.graph.sizes import least_size
+from segformerpp.runtimes.processor import code_version
+
+_KIND = "int8"
+
+
+class Images(Protocol):
+    """Images to quantise a network on.
+
+    Attributes:
+        fingerprint: changes when they change.
+    """
+
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def inputs(
+        self, least: Size, most: Size | None = None, batch: int = 1, pixels: bool = False
+    ) -> Iterable[np.ndarray]:
+        """What goes into a network, image by image; can be gone through several times.
+
+        Args:
+            least: the smallest size (H, W); what is smaller is resized.
+            most: the largest; None for no limit.
+            batch: how often each image is repeated.
+            pixels: whether (B, H, W, 3) uint8 instead of normalised (B, 3, H, W) float32.
+        """
+
+
+def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, str | None]:
+    """The network for images of any size from `graph.sizes.least_size` up, and batches of any size.
+
+    Quantising takes about half a second for each image and megapixel (B0). What comes of it is
+    kept in the cache.
+
+    Args:
+        checkpoint: the network.
+        images: to quantise it on, unless the cache has it quantised on the same; None for what the
+            cache has, whatever the images were.
+
+    Returns:
+        The network, and the fingerprint of the images.
+
+    Raises:
+        UsageError: if there is nothing in the cache and no images, or nncf is missing.
+    """
+    key = {
+        "model": checkpoint.name,
+        "weights": checkpoint.digest,
+        "merge": checkpoint.merge_plan.to_dict(),
+        "segformerpp": __version__,
+        "code": code_version(),
+    }
+    fingerprint = _latest(key) if images is None else images.fingerprint
+
+    def make() -> bytes:
+        if images is None:
+            raise UsageError(
+                "precision: int8 needs images to be quantised on: --calibrate FOLDER (calibrate= "
+                "in Python), once for each model and plan"
+            )
+        interface = Interface(None, None)
+        config, plan = checkpoint.config, checkpoint.merge_plan
+        graph = build(config, checkpoint.tensors(), plan, interface, form="int8")
+        inputs = images.inputs(least_size(config, plan))
+        return _packed(quantise_openvino(graph, inputs, len(images)))
+
+    if checkpoint.digest is None or fingerprint is None:
+        return _unpacked(make()), fingerprint
+    key["images"] = fingerprint
+    return cache.fetch(_KIND, key, make, _unpacked), fingerprint
+
+
+def quantise_openvino(graph: Any, inputs: Iterable[np.ndarray], count: int) -> ov.Model:
+    """Quantise an ONNX model of form ``int8`` for OpenVINO.
+
+    Args:
+        graph: the model.
+        inputs: see `Images.inputs`.
+        count: how many of them there are.
+
+    Raises:
+        UsageError: if nncf is missing.
+    """
+    model = ov.Core().read_model(graph.SerializeToString())
+    # Else nncf takes the wrong axis of weights that a Reshape of the importer stands behind.
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(model)
+    return quantise(model, inputs, count)
+
+
+def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
+    """Quantise the weights and activations of an ONNX or OpenVINO model of form ``int8``.
+
+    What stays as it is: attention and the matching of tokens, all of them matrix products, which
+    OpenVINO has faster kernels for than int8 would give (and in bf16 where there is such a thing);
+    norms and the softmax, as nncf leaves them; and what stands before and behind the network.
+    Nothing is shifted from activations to weights ("smooth quantisation"): camvid-b0 loses a third
+    of its labels by it.
+
+    Raises:
+        UsageError: if nncf is missing.
+    """
+    nncf = _nncf()
+    from nncf.quantization import advanced_parameters as advanced
+
+    smooth = advanced.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
+    with redirect_stdout(io.StringIO()):  # its progress bars
+        return nncf.quantize(
+            model,
+            nncf.Dataset(_Named(inputs)),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=count,
+            ignored_scope=nncf.IgnoredScope(
+                types=["MatMul"],
+                patterns=[f"{prefix[:-1]}[.].*" for prefix in (BEFORE, BEHIND)],
+                validate=False,
+            ),
+            advanced_parameters=advanced.AdvancedQuantizationParameters(smooth_quant_alphas=smooth),
+        )
+
+
+class _Named:
+    """Inputs with the name of the input that they go into."""
+
+    def __init__(self, inputs: Iterable[np.ndarray]) -> None:
+        self._inputs = inputs
+
+    def __iter__(self) -> Any:
+        return ({IMAGES: x} for x in self._inputs)
+
+
+def _nncf() -> Any:
+    quiet = "NNCF_CI"  # reports to its makers are sent unless this is set
+    before = os.environ.get(quiet)
+    os.environ[quiet] = before or "1"
+    try:
+        with redirect_stdout(io.StringIO()):
+            import nncf
+    except ImportError:
+        raise UsageError(
+            "precision: int8 needs nncf, which is not installed: pip install 'segformerpp[int8]'"
+        ) from None
+    finally:
+        if before is None:
+            del os.environ[quiet]
+    import logging
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def _latest(key: dict[str, Any]) -> str | None:
+    """The images that a network in the cache was quantised on the last time that it was used."""
+    for entry in cache.entries():
+        found = dict(entry.key)
+        if entry.kind == _KIND and found.pop("images", None) and found == key:
+            return str(entry.key["images"])
+    return None
+
+
+def _packed(model: ov.Model) -> bytes:
+    """The two files of a model in one."""
+    with tempfile.TemporaryDirectory() as folder:
+        description, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
+        ov.serialize(model, description, weights)
+        text = description.read_bytes()
+        return len(text).to_bytes(8, "little") + text + weights.read_bytes()
+
+
+def _unpacked(data: bytes) -> ov.Model:
+    start = 8 + int.from_bytes(data[:8], "little")
+    weights = ov.Tensor(np.frombuffer(data, np.uint8, offset=start))
+    return ov.Core().read_model(data[8:start], weights)

@@ -1,0 +1,111 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from PIL import Image
+
+from segformerpp import Predictor, cache, runtimes
+from segformerpp.checkpoints import open_checkpoint
+from segformerpp.cli import main
+from segformerpp.errors import UsageError
+from segformerpp.runtimes import int8
+from segformerpp.runtimes.openvino import OpenvinoRuntime
+
+STREET = Path(__file__).parents[2] / "samples" / "highway.png"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small photographs."""
+    folder = tmp_path_factory.mktemp("photos")
+    street = Image.open(STREET).convert("RGB")
+    for i, width in enumerate((240, 200)):
+        street.resize((width, 135)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGFORMERPP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_once_for_each_model_and_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"int8 needs images .* once for each model and plan"):
+        Predictor(precision="int8", merge="hq")
+    full = Predictor(precision="f32", merge="hq", runtime="openvino")
+    first = Predictor(precision="int8", merge="hq", calibrate=folder)
+    assert (first.runtime.name, first.runtime.precision) == ("openvino", "int8")
+    photo = Image.open(STREET)
+    found = first(photo).label_map
+    assert 0.97 < (found == full(photo).label_map).mean() < 1
+    batch = list(first.stream([photo, photo]))
+    assert all((result.label_map == found).all() for result in batch)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("quantised once more")
+
+    monkeypatch.setattr(int8, "quantise", fail)
+    assert (Predictor(precision="int8", merge="hq")(photo).label_map == found).all()
+    with pytest.raises(UsageError, match="needs images"):
+        Predictor(precision="int8", merge="fast")
+    kinds = [entry.kind for entry in cache.entries()]
+    assert kinds.count("int8") == 1
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_what_is_quantised(folder: Path) -> None:
+    """All weights of linear layers and convolutions; not the products of attention."""
+    from segformerpp.calibration import Calibration
+
+    checkpoint = open_checkpoint("camvid-b0", "hq")
+    runtime = runtimes.create(
+        checkpoint, precision="int8", images=Calibration(folder, checkpoint.metadata)
+    )
+    assert isinstance(runtime, OpenvinoRuntime)
+    model, _ = int8.quantised(checkpoint, None)
+    weights = [
+        node for node in model.get_ops()
+        if node.get_type_name() in ("Convolution", "GroupConvolution")
+    ]  # fmt: skip
+    assert len(weights) == 71
+    assert all(ov.Type.i8 in set(_types(node.input_value(1).get_node(), 4)) for node in weights)
+    products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
+    assert products
+    for node in products:
+        inputs = [node.input_value(i).get_node().get_type_name() for i in (0, 1)]
+        assert "FakeQuantize" not in inputs
+
+
+def _types(node: ov.Node, depth: int) -> Iterator[ov.Type]:
+    yield node.get_output_element_type(0)
+    if depth:
+        for i in range(node.get_input_size()):
+            yield from _types(node.input_value(i).get_node(), depth - 1)
+
+
+def test_a_model_in_memory(random_model: object, folder: Path) -> None:
+    predict = Predictor(random_model, precision="int8", calibrate=folder)  # type: ignore[arg-type]
+    assert predict(STREET).label_map.shape == (540, 960)
+
+
+def test_what_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="calibrate: only for the precision int8"):
+        Predictor(precision="f32", calibrate=folder)
+    with pytest.raises(UsageError, match="int8 is for the runtime openvino, not for torch"):
+        Predictor(precision="int8", runtime="torch", calibrate=folder)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        Predictor(precision="int8", calibrate="nowhere")
+
+
+def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--precision", "int8", "--calibrate", str(folder)]
+    assert main(["predict", str(STREET), *options, "--out", str(tmp_path / "out")]) == 0
+    assert "openvino int8 on cpu" in capsys.readouterr().out
+    labels = np.asarray(Image.open(next((tmp_path / "out").glob("*labels*"))))
+    assert labels.shape == (540, 960)
+    sizes = ["--size", "64x64", "--merge", "none", "--rounds", "3"]
+    assert main(["bench", *sizes, *options]) == 0
+    assert "int8" in capsys.readouterr().out
