@@ -5,8 +5,9 @@
 The peer runs in PyTorch (eager, scaled_dot_product_attention), exported to ONNX Runtime, and
 converted to OpenVINO at the same precision; ours in the same runtimes. Weights are random. Every
 candidate has a fresh process of its own, and every round gives each a turn, in another order; the
-figures are medians over the rounds. Where the middle half of a candidate's rounds spreads by more
-than a tenth of their median, its figure is withheld: the machine was busy.
+figures are medians over the rounds. Where the rounds of a candidate differ so much that
+their median may be off by more than 5 %, its figure is withheld: the machine was busy, or there
+were too few rounds.
 
 Memory is the peak of each process. The peer's conversion is done beforehand, in a process that
 is counted as `first_start_memory_mb`: what is timed reads the converted network from its file
@@ -229,14 +230,14 @@ def main() -> None:
             "p95_ms": None,
             "images_per_s": None,
             "ratio_to_peer": None,
-            "spread": round(timing.spread, 3),
+            "uncertainty": round(timing.uncertainty, 3),
             "withheld": timing.meaningless,
             "peak_memory_mb": memory,
             "memory_ratio_to_peer": round(of_peer, 3),
             "first_start_memory_mb": facts[runtime, plan]["first_start_memory_mb"],
             **machine(),
         }
-        cells = ["withheld", f"spread {timing.spread:.0%}", ""]
+        cells = ["withheld", f"± {timing.uncertainty:.0%}", ""]
         if not timing.meaningless:
             ratio = None if peer.meaningless else timing.median / peer.median
             row["median_ms"] = round(1e3 * timing.median, 1)

@@ -67,8 +67,8 @@ def test_plot_names_what_was_withheld(tmp_path):
     row = {"model": "m", "size": "64x64", "batch": 1, "merge": "none", "runtime": "torch"}
     row |= {"precision": "f32", "threads": 2, "processor": "p", "date": "2026-01-01"}
     good = {**row, "median_ms": 10.0, "p95_ms": 12.0, "speed_up": 1.0, "withheld": False}
-    bad = {**row, "median_ms": None, "p95_ms": None, "withheld": True, "spread": 0.3}
+    bad = {**row, "median_ms": None, "p95_ms": None, "withheld": True, "uncertainty": 0.3}
     plot.plot([good, {**bad, "speed_up": None}], tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
-    assert "withheld: the rounds spread by 30%" in drawn
+    assert "withheld: uncertain by 30%" in drawn
     assert "10 ms (1.00x)" in drawn

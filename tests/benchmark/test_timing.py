@@ -9,11 +9,11 @@ def test_median_and_p95_of_known_rounds():
     assert timing.p95 == pytest.approx(7.0, abs=0.1)
 
 
-def test_what_spreads_is_meaningless():
+def test_what_is_uncertain_is_meaningless():
     steady = Timing(tuple((1 + 0.001 * i,) for i in range(9)))
     wild = Timing(tuple((1 + 0.1 * i,) for i in range(9)))
     assert not steady.meaningless
-    assert wild.spread == pytest.approx(0.4 / 1.4)
+    assert wild.uncertainty == pytest.approx(1.57 * 0.4 / 3 / 1.4)
     assert wild.meaningless
 
 

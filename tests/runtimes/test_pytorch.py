@@ -1,5 +1,6 @@
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from segformerpp import runtimes
 from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.models import SIZES, Segformer, SegformerConfig
 from segformerpp.runtimes.memory import bytes_per_pixel
+from tests.models.test_segformer import tiny
+from tests.runtimes.graph.parity import assert_agree, expected, images
 
 X = np.random.default_rng(0).normal(size=(2, 3, 50, 66)).astype(np.float32)
 
@@ -24,6 +27,25 @@ def test_logits_are_the_models(random_model: Segformer, caplog: pytest.LogCaptur
     with torch.no_grad():
         expected = random_model(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled() -> None:
+    """Where a close match went the other way, the same labels."""
+    model = tiny()
+    model.merge_plan = "hq"
+    runtime = runtimes.create(copy.deepcopy(model), "torch-compiled", device="cpu")
+    assert (runtime.name, runtime.precision) == ("torch-compiled", "f32")
+    x = images(2, 130, 99)
+    assert_agree(runtime(x), expected(model, x))
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", "")
+    runtime = runtimes.create(tiny(), "torch-compiled", device="cpu")
+    with pytest.raises(UsageError, match=r"torch-compiled cannot compile here: .* compiler"):
+        runtime(images(1, 64, 72))
 
 
 def test_bf16_is_close(random_model: Segformer) -> None:
@@ -46,8 +68,8 @@ def test_threads(random_model: Segformer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"runtime": "foo"}, "runtime: one of auto, torch, openvino, onnxruntime, not 'foo'"),
-        ({"precision": "int3"}, "precision: one of auto, f32, bf16, f16, not 'int3'"),
+        ({"runtime": "foo"}, "runtime: one of auto, torch, torch-compiled, openvino,"),
+        ({"precision": "int3"}, "precision: one of auto, f32, bf16, f16, int8, not 'int3'"),
         ({"device": "tpu"}, "device: one of auto, cpu, cuda, mps, xpu, gpu, not 'tpu'"),
         ({"device": "cpu:x"}, "device: 'cpu:x' is not on this machine; there is .*cpu"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not on this machine"),

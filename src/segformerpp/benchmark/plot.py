@@ -53,7 +53,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         longest = max((row["p95_ms"] or 0 for row in group), default=0) or 1
         for y, row in enumerate(group):
             if row["withheld"]:
-                text = f" withheld: the rounds spread by {row['spread']:.0%}"
+                text = f" withheld: uncertain by {row['uncertainty']:.0%}"
                 axis.text(0, y, text, va="center", fontsize=9, color="0.4")
                 continue
             median, p95 = row["median_ms"], row["p95_ms"]

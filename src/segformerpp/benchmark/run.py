@@ -122,7 +122,7 @@ def _row(
         "p95_ms": shown and round(1e3 * shown.p95, 2),
         "images_per_s": shown and round(combination.batch / shown.median, 3),
         "speed_up": compared and round(reference.median / compared.median, 3),
-        "spread": round(timing.spread, 3),
+        "uncertainty": round(timing.uncertainty, 3),
         "rounds": len(timing.rounds),
         "withheld": timing.meaningless,
         "peak_memory_mb": facts["peak_memory_mb"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-#: A middle half of the rounds that is wider than this, in shares of the median, says nothing.
-MAX_SPREAD = 0.1
+#: A median that is less certain than this, in shares of itself, says nothing.
+MAX_UNCERTAINTY = 0.05
 FEWEST_ROUNDS = 3
 
 Key = TypeVar("Key", bound=Hashable)
@@ -34,15 +35,20 @@ class Timing:
         return _quantile([seconds for runs in self.rounds for seconds in runs], 0.95)
 
     @property
-    def spread(self) -> float:
-        """The width of the middle half of the rounds over their median."""
+    def uncertainty(self) -> float:
+        """How far the median may be off, over the median.
+
+        1.57 times the width of the middle half of the rounds over the square root of how many
+        there are, about a 95 % interval (McGill, Tukey, Larsen: Variations of Box Plots, 1978).
+        """
         medians = self._medians
-        return (_quantile(medians, 0.75) - _quantile(medians, 0.25)) / self.median
+        width = _quantile(medians, 0.75) - _quantile(medians, 0.25)
+        return 1.57 * width / math.sqrt(len(medians)) / self.median
 
     @property
     def meaningless(self) -> bool:
-        """Whether the rounds differ too much, or are too few, to tell anything."""
-        return len(self.rounds) < FEWEST_ROUNDS or self.spread > MAX_SPREAD
+        """Whether the rounds differ too much for their number to tell anything."""
+        return len(self.rounds) < FEWEST_ROUNDS or self.uncertainty > MAX_UNCERTAINTY
 
     @property
     def _medians(self) -> list[float]:

@@ -32,8 +32,9 @@ def bench(
 
     Times the network alone, on random pixels, in every combination of what is listed. Each
     combination has a process of its own; those of one size and batch take turns, so that what
-    disturbs the machine disturbs all of them alike. A time is withheld where the middle half of
-    its rounds is wider than a tenth of the median: then the machine was too busy to tell.
+    disturbs the machine disturbs all of them alike. A time is withheld where its rounds
+    differ so much that their median may be off by more than 5 %: then the machine was too busy to
+    tell, or there were too few rounds.
 
     Examples:
       segformerpp bench
@@ -50,7 +51,7 @@ def bench(
         merge: what tokens to merge: presets (see `segformerpp plans`) or YAML files, with commas
             between; the first is what the others are compared to; for keyword strings put ;
             between
-        runtime: torch, openvino, onnxruntime, or auto; several with commas between
+        runtime: torch, torch-compiled, openvino, onnxruntime, or auto; several with commas between
         precision: f32, bf16, f16, int8, or auto; several with commas between
         batch: images that go through the network together; several with commas between
         device: cpu, cuda, mps, xpu, gpu (OpenVINO's), or auto
@@ -114,7 +115,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         line = [row["size"], str(row["batch"]), row["runtime"], row["precision"], row["merge"]]
         if row["withheld"]:
-            line += ["withheld:", f"spread {row['spread']:.0%}", "", ""]
+            line += ["withheld:", f"± {row['uncertainty']:.0%}", "", ""]
         else:
             gain = "" if row["speed_up"] is None else f"{row['speed_up']:.2f}"
             line += [f"{row['median_ms']:.1f}", f"{row['p95_ms']:.1f}"]

@@ -64,7 +64,8 @@ def predict(
             on the Hugging Face hub
         merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
             string (default: as saved with the model, else none)
-        runtime: what executes the network: openvino, the fastest on a processor; torch; onnxruntime
+        runtime: what executes the network: openvino, the fastest on a processor; torch;
+            torch-compiled, which takes a minute or more for each new image size; onnxruntime
             (needs segformerpp[onnx]); or auto, which is torch on a graphics card, else openvino
         precision: f32, bf16, f16, int8 (see --calibrate) or auto, which is f16 on graphics cards,
             and on processors bf16 where that leaves the labels as they are, else f32

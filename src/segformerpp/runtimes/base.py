@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUNTIMES = ("torch", "openvino", "onnxruntime")
+RUNTIMES = ("torch", "torch-compiled", "openvino", "onnxruntime")
 PRECISIONS = ("f32", "bf16", "f16", "int8")
 DEVICES = ("cpu", "cuda", "mps", "xpu", "gpu")
 #: More threads than processors only slow things down, but may be wanted for comparisons.
@@ -80,7 +80,8 @@ def create(
     Args:
         model: a checkpoint that was opened, or a network, which the runtime owns from now on.
         runtime: one of `RUNTIMES`, or ``auto``: ``torch`` on graphics cards that PyTorch has, else
-            ``openvino``, the fastest on a processor. ``onnxruntime`` needs the extra `onnx`.
+            ``openvino``, the fastest on a processor. ``onnxruntime`` needs the extra `onnx`;
+            ``torch-compiled`` takes a minute or more for every new image size.
         precision: one of `PRECISIONS`, or ``auto``: ``f16`` on graphics cards that have it; on
             processors ``bf16`` where OpenVINO has it and this model's labels stay the same (see
             `precision.py`), else ``f32``.
@@ -113,7 +114,8 @@ def create(
     else:
         from segformerpp.runtimes.pytorch import TorchRuntime
 
-        made = TorchRuntime(checkpoint, precision, device, threads)
+        compiled = chosen == "torch-compiled"
+        made = TorchRuntime(checkpoint, precision, device, threads, compiled=compiled)
     if "auto" in (runtime, precision, device):
         logger.info("runtime %s, %s on %s", made.name, made.precision, made.device)
     return made

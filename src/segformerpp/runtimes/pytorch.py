@@ -1,19 +1,26 @@
-"""Running a network in PyTorch, eagerly."""
+"""Running a network in PyTorch, eagerly or compiled."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.memory import memory_limits
 
+#: Input shapes to compile for; more of them run eagerly.
+_MOST_SHAPES = 64
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class TorchRuntime:
-    """PyTorch in eager mode, with autocast for precisions below f32 (see `Runtime`).
+    """PyTorch, with autocast for precisions below f32 (see `Runtime`).
 
     Args:
         checkpoint: the network; moved to the device.
@@ -21,12 +28,13 @@ class TorchRuntime:
             else ``f32``.
         device: ``cpu``, ``cuda``, ``mps``, ``xpu``, with a number for one of several, or ``auto``.
         threads: processor threads that PyTorch is to use, in the whole process.
+        compiled: whether `torch.compile` makes kernels for every input shape, which takes a
+            minute or more for the first time on a machine and needs a C++ compiler (for CUDA
+            Triton); on CUDA the network is then replayed as a CUDA graph.
 
     Raises:
         UsageError: if this machine lacks the device, or the device the precision.
     """
-
-    name = "torch"
 
     def __init__(
         self,
@@ -34,7 +42,10 @@ class TorchRuntime:
         precision: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
+        self.name = "torch-compiled" if compiled else "torch"
         self._device = _find_device(device)
         self.device = str(self._device)
         kind = self._device.type
@@ -44,17 +55,41 @@ class TorchRuntime:
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads() if kind == "cpu" else 0
-        self._model = checkpoint.model().to(self._device)
+        self._network: Callable[[Tensor], Tensor] = checkpoint.model().to(self._device)
+        self._lock: AbstractContextManager[object] = nullcontext()
+        if compiled:
+            self._network = _compiled(checkpoint.model(), kind)
+            # CUDA graphs write every result to the same place; compiling is not thread-safe.
+            self._lock = threading.Lock()
 
     @torch.inference_mode()
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
         dtype = _DTYPES.get(self.precision)
-        with memory_limits(x.shape, self.device):
+        with self._lock, memory_limits(x.shape, self.device):
             tensor = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
             with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-                logits = self._model(tensor)
+                logits = self._network(tensor)
             return logits.float().cpu().numpy()
+
+
+def _compiled(model: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
+    """The same network with kernels of its own; as a CUDA graph on CUDA."""
+    from torch._dynamo import config
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    config.recompile_limit = _MOST_SHAPES
+    mode = "reduce-overhead" if device == "cuda" else "default"
+    network = torch.compile(model, dynamic=False, mode=mode)
+
+    def run(x: Tensor) -> Tensor:
+        try:
+            return network(x)
+        except BackendCompilerFailed as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"runtime: torch-compiled cannot compile here: {reason}") from None
+
+    return run
 
 
 def accelerators() -> list[str]:
