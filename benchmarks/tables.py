@@ -1,0 +1,135 @@
+"""Write the tables of docs/performance.md and docs/small-boards.md from benchmarks/results/*.json.
+
+    python benchmarks/tables.py            # writes them
+    python benchmarks/tables.py --check    # fails if they are not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("docs/performance.md", "docs/small-boards.md")
+PLANS = ("none", "hq", "fast", "2x2")
+Row = dict[str, Any]
+
+
+def peers(rows: list[Row]) -> Iterable[list[str]]:
+    """Milliseconds beside transformers, and in brackets the share of its time."""
+    yield ["", "transformers", *(f"`{plan}`" for plan in PLANS)]
+    for name, found in _by_setting(rows):
+        cells = [_time(found["transformers"])]
+        for plan in PLANS:
+            row = found[plan]
+            share = "" if row["ratio_to_peer"] is None else f" ({row['ratio_to_peer']:.2f})"
+            cells.append(_time(row) + share)
+        yield [name, *cells]
+
+
+def memory(rows: list[Row]) -> Iterable[list[str]]:
+    """Peak memory of a fresh process in MB, and in brackets the share of transformers'."""
+    yield ["", "transformers", *(f"`{plan}`" for plan in PLANS)]
+    for name, found in _by_setting(rows):
+        cells = [f"{found['transformers']['peak_memory_mb']:.0f}"]
+        for plan in PLANS:
+            row = found[plan]
+            cells.append(f"{row['peak_memory_mb']:.0f} ({row['memory_ratio_to_peer']:.2f})")
+        yield [name, *cells]
+
+
+def folder(rows: list[Row]) -> Iterable[list[str]]:
+    """A folder of images beside the network alone."""
+    yield ["plan", "network alone, ms", "whole folder, ms for each image", "on top"]
+    for row in rows:
+        cells = ["withheld"] * 3
+        if not row["withheld"]:
+            cells = [f"{row['network_ms']:.0f}", f"{row['folder_ms']:.0f}", f"{row['on_top']:.1%}"]
+        yield [f"`{row['merge']}`", *cells]
+
+
+def bench(rows: list[Row]) -> Iterable[list[str]]:
+    """What `segformerpp bench` wrote: a row for each setting, a column for each plan."""
+    plans = list(dict.fromkeys(row["merge"] for row in rows))
+    yield ["", *(f"`{plan}`" for plan in plans), "peak MB"]
+    for key, group in groupby(rows, lambda r: (r["size"], r["runtime"], r["precision"])):
+        found = {row["merge"]: row for row in group}
+        most = max(row["peak_memory_mb"] for row in found.values())
+        yield [
+            " ".join(key),
+            *(_time(found[plan]) if plan in found else "" for plan in plans),
+            f"{most:.0f}",
+        ]
+
+
+def int8(rows: list[Row]) -> Iterable[list[str]]:
+    """What int8 costs in accuracy."""
+    yield ["plan", "images", "labels as in f32", "mIoU in f32", "mIoU in int8"]
+    for row in rows:
+        yield [
+            f"`{row['merge']}`",
+            str(row["images"]),
+            f"{row['agreement']:.2f} %",
+            f"{row['miou_before']:.2f}",
+            f"{row['miou']:.2f}",
+        ]
+
+
+TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
+    "peers": peers,
+    "memory": memory,
+    "folder": folder,
+    "bench": bench,
+    "int8": int8,
+}
+
+
+def _by_setting(rows: list[Row]) -> Iterable[tuple[str, dict[str, Row]]]:
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        name = " ".join([row["model"].upper(), row["size"], row["precision"], row["runtime"]])
+        found.setdefault(name, {})[row["merge"]] = row
+    return found.items()
+
+
+def _time(row: Row) -> str:
+    return "withheld" if row["withheld"] else f"{row['median_ms']:.0f}"
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the results have them."""
+
+    def table(found: re.Match[str]) -> str:
+        kind, name = found[1], found[2]
+        rows = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        header, *lines = TABLES[kind](rows)
+        drawn = [header, ["---"] * len(header), *lines]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in drawn)
+        versions = ", ".join(f"{k} {v}" for k, v in rows[0].get("versions", {}).items())
+        machine = [rows[0].get("processor", ""), versions, rows[0].get("date", "")]
+        where = "; ".join(filter(None, machine))
+        return f"<!-- {kind} {name} -->\n{body}\n\n{where}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    for name in PAGES:
+        path = ROOT / name
+        text = path.read_text()
+        if check and filled(text) != text:
+            raise SystemExit(f"{name}: its tables are not those of benchmarks/results")
+        path.write_text(filled(text))
+
+
+if __name__ == "__main__":
+    main()
