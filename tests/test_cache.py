@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from segformerpp import cache, cli
 from segformerpp.errors import UsageError
@@ -93,6 +94,41 @@ def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert Path(log).read_text() == "made\n"
+
+
+def test_waiting_for_too_long(where: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.fetch("thing", {}, Maker())
+    (path,) = where.glob("*.entry")
+    path.unlink()
+    with FileLock(path.with_suffix(".lock"), thread_local=False):
+        assert cache.fetch("thing", {}, Maker(), patience=0.05) == b"data"
+    assert "another process has been making the same for long" in caplog.text
+    assert list(where.glob("*.entry")) == []
+
+
+def test_a_bad_limit_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGFORMERPP_CACHE_LIMIT", "lots")
+    make = Maker()
+    with pytest.raises(UsageError, match="SEGFORMERPP_CACHE_LIMIT"):
+        cache.fetch("thing", {}, make)
+    assert make.calls == 0
+
+
+def test_what_killed_processes_left_goes_after_a_day(where: Path) -> None:
+    where.mkdir(parents=True, exist_ok=True)
+    old, new = where / "old.tmp", where / "new.tmp"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (1000, 1000))
+    cache.fetch("thing", {}, Maker())
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_code_version_is_a_hash() -> None:
+    versions = {cache.code_version(name) for name in ("runtimes/graph", "checkpoints")}
+    assert len(versions) == 2
+    assert all(len(version) == 16 and int(version, 16) > 0 for version in versions)
 
 
 def test_what_was_not_used_for_long_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,14 @@ and of several processes that need the same one makes it while the others wait.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
+import secrets
 import sys
-import tempfile
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,6 +31,8 @@ _DEFAULT_LIMIT = "4G"
 _SUFFIX = ".entry"
 #: Longer than it takes to compile the largest network; then everyone makes their own.
 _PATIENCE_SECONDS = 120.0
+#: No file is written for longer than this.
+_STALE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ def fetch(
     key: Mapping[str, Any],
     make: Callable[[], bytes],
     usable: Callable[[bytes], Any] = bytes,
+    patience: float = _PATIENCE_SECONDS,
 ) -> Any:
     """Take an entry from the cache, or make it and keep it.
 
@@ -93,13 +98,18 @@ def fetch(
         make: makes its bytes.
         usable: what is wanted of the bytes. Where it raises an error for kept ones, they are made
             anew.
+        patience: seconds to wait for another process that makes the same.
 
     Returns:
         What `usable` returns.
+
+    Raises:
+        UsageError: see `limit`.
     """
     where = folder()
     if where is None:
         return usable(make())
+    limit()  # said before the work, not after it
     path = where / (_digest(kind, key) + _SUFFIX)
     with suppress(_MissingError):
         return _kept(path, usable)
@@ -109,10 +119,13 @@ def fetch(
     except OSError as error:
         _warn(where, error)
         return usable(make())
-    lock = FileLock(path.with_suffix(".lock"), timeout=_PATIENCE_SECONDS)
+    lock = FileLock(path.with_suffix(".lock"), timeout=patience)
     try:
         lock.acquire()
-    except (OSError, Timeout) as error:
+    except Timeout:
+        logger.warning("another process has been making the same for long; it is made here too")
+        return usable(make())
+    except OSError as error:
         _warn(where, error)
         return usable(make())
     try:
@@ -127,6 +140,18 @@ def fetch(
         return usable(data)
     finally:
         lock.release()
+
+
+@functools.cache
+def code_version(package: str) -> str:
+    """A hash of the code in one of our packages, such as ``runtimes/graph``.
+
+    What it made before a change may be of no use after it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.joinpath(package).glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def entries() -> list[Entry]:
@@ -150,8 +175,9 @@ def clear() -> int:
     if where and where.is_dir():
         for path in where.iterdir():
             if path.suffix in (_SUFFIX, ".lock", ".tmp"):
-                freed += path.stat().st_size
-                path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # others may clear, too
+                    freed += path.stat().st_size
+                    path.unlink()
     return freed
 
 
@@ -177,7 +203,7 @@ def _kept(path: Path, usable: Callable[[bytes], Any]) -> Any:
         if len(data) != head["length"] or zlib.crc32(data) != head["crc32"]:
             raise ValueError("broken")
         result = usable(data)
-    except FileNotFoundError:
+    except (OSError, MemoryError):
         raise _MissingError from None
     except Exception as error:  # whatever the bytes are used for may refuse them in its own way
         logger.info("%s in the cache cannot be used, and is made again: %s", path.name, error)
@@ -191,14 +217,14 @@ def _kept(path: Path, usable: Callable[[bytes], Any]) -> Any:
 
 def _write(path: Path, kind: str, key: Mapping[str, Any], data: bytes) -> None:
     head = {"kind": kind, "key": key, "length": len(data), "crc32": zlib.crc32(data)}
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f"{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(json.dumps(head).encode() + b"\n")
             file.write(data)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -209,6 +235,10 @@ def _shrink(where: Path, newest: Path) -> None:
         total += entry.nbytes
         if total > most and entry.path != newest:
             entry.path.unlink(missing_ok=True)
+    for path in where.glob("*.tmp"):  # of processes that were killed
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 _warned: set[Path] = set()

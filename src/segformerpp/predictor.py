@@ -120,7 +120,7 @@ class Predictor:
             raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {height} x {width}")
         images = None
         if precision == "int8":  # whose graph takes images of any size down to a larger one
-            from segformerpp.runtimes.graph.sizes import least_size
+            from segformerpp.runtimes.sizes import least_size
 
             self._least = max(least_size(network.config, self.merge_plan))
         if calibrate is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformerpp.data.behind import run_behind
-from segformerpp.data.files import ImageFile, write_whole
+from segformerpp.data.files import ImageFile, check_writable, write_whole
 from segformerpp.data.images import ImageSource
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.tasks.segmentation_result import OUTPUTS, SegmentationResult, output_paths
@@ -57,11 +56,11 @@ class ResultsFolder:
         self._report_due = time.monotonic() + REPORT_SECONDS
         self._resume = resume
         self._rows: dict[str, dict[str, Any]] = {}
-        _check_writable("out", self.folder)
+        check_writable("out", self.folder)
         if self._report:
             if self._report.is_dir():
                 raise UsageError(f"json: {self._report} is a folder, not a file")
-            _check_writable("json", self._report.parent)
+            check_writable("json", self._report.parent)
             if resume and self._report.exists():
                 self._rows = _read_rows(self._report)
 
@@ -191,17 +190,6 @@ def _expand(key: str, path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UsageError(f"{key}: {path}: there is no such user") from None
-
-
-def _check_writable(key: str, folder: Path) -> None:
-    """Try it out, and leave no trace."""
-    try:
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"{key}: cannot write to {folder}: {reason}") from None
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Any]]:

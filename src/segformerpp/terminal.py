@@ -54,6 +54,8 @@ def messages() -> Iterator[None]:
 def _is_terminal() -> bool:
     """Whether there is a terminal behind standard error, or the user says so, as rich asks."""
     stated = os.environ.get("TTY_COMPATIBLE")
+    if sys.stderr is None:  # closed by who started us
+        return False
     return sys.stderr.isatty() if stated not in ("0", "1") else stated == "1"
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from segformerpp.benchmark.timing import Timing, interleave
+from segformerpp.benchmark.timing import Interrupted, Timing, interleave
 
 
 def test_median_and_p95_of_known_rounds():
@@ -47,7 +47,10 @@ def test_interrupt_keeps_the_whole_rounds():
             return seconds
         raise KeyboardInterrupt
 
-    timings = interleave({"a": lambda: [2.0], "b": impatient}, rounds=9)
-    assert timings["a"].rounds == ((2.0,),) * 3
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interleave({"a": lambda: [2.0], "b": impatient}, rounds=9)
+    assert isinstance(caught.value, Interrupted)
+    assert caught.value.timings["a"].rounds == ((2.0,),) * 3
+    with pytest.raises(Interrupted) as caught:
         interleave({"b": impatient}, rounds=9)
+    assert caught.value.timings == {}

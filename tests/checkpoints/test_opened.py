@@ -8,6 +8,7 @@ import torch
 
 from segformerpp import cache
 from segformerpp.checkpoints import Checkpoint, load, open_checkpoint, save, save_pretrained
+from segformerpp.checkpoints.saving import LayoutName
 from segformerpp.errors import CheckpointError
 from segformerpp.models import Segformer
 
@@ -61,6 +62,48 @@ def test_changed_weights_are_noticed(random_model: Segformer, tmp_path: Path) ->
     after = open_checkpoint(tmp_path / "m.safetensors")
     assert before.digest != after.digest
     same_as_loaded(after, model)
+
+
+def test_files_that_change_after_they_were_opened(random_model: Segformer, tmp_path: Path) -> None:
+    model = Segformer(random_model.config, random_model.metadata).eval()
+    layouts: tuple[LayoutName, ...] = ("segformerpp", "huggingface")
+    for name in layouts:
+        save_pretrained(model, tmp_path / name, layout=name)
+        open_checkpoint(tmp_path / name)  # so that the next time nothing is read
+        opened = open_checkpoint(tmp_path / name)
+        weights = tmp_path / name / "model.safetensors"
+        before = weights.read_bytes()
+        changed = Segformer(random_model.config, random_model.metadata).eval()
+        save_pretrained(changed, tmp_path / name, layout=name)
+        with pytest.raises(CheckpointError, match="has changed since it was opened; open it again"):
+            opened.tensors()
+        weights.unlink()
+        with pytest.raises(CheckpointError):
+            opened.tensors()
+        weights.write_bytes(before)
+        assert opened.tensors()
+
+
+def test_warnings_come_every_time(
+    random_model: Segformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_pretrained(random_model, tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(config.read_text().replace('"Sky"', '"Heaven"'))
+    for _ in range(3):
+        caplog.clear()
+        with caplog.at_level("WARNING", "segformerpp"):
+            open_checkpoint(tmp_path / "m")
+        assert len(caplog.records) == 1
+        assert "config.json differs from the weights' own header" in caplog.text
+
+
+def test_bfloat16(random_model: Segformer, tmp_path: Path) -> None:
+    """NumPy does not have it; then PyTorch reads it."""
+    save(random_model, tmp_path / "m.safetensors", dtype=torch.bfloat16)
+    expected = load(tmp_path / "m.safetensors")
+    for _ in range(2):
+        same_as_loaded(open_checkpoint(tmp_path / "m.safetensors"), expected)
 
 
 def test_errors_are_those_of_load(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from segformerpp import runtimes
+from segformerpp.checkpoints import open_checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.merging import PRESETS
+from segformerpp.merging.strategies import warn_small_grid
 from segformerpp.models import Segformer
 from tests.models.test_segformer import tiny
 
@@ -69,3 +72,17 @@ def test_what_is_refused() -> None:
         runtimes.create(tiny(), "openvino", device="cuda")
     with pytest.raises(UsageError, match="device: 'gpu' is not on this machine"):
         runtimes.create(tiny(), "torch", device="gpu")
+
+
+def test_a_grid_that_is_too_small_is_said_every_time(
+    random_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the compiled network comes from the cache."""
+    for _ in range(2):
+        caplog.clear()
+        warn_small_grid.cache_clear()
+        checkpoint = open_checkpoint(random_checkpoint, "q4:mode=bsm,r=0.8,sx=3,sy=3")
+        with caplog.at_level("WARNING", "segformerpp"):
+            runtimes.create(checkpoint, "openvino", "f32")(X[:1, :, :64, :64])
+        assert len(caplog.records) == 1
+        assert "no whole cell of 3 x 3: nothing is merged there" in caplog.text

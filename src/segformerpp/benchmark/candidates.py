@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def network(
     """Prepare a network alone, without reading images or writing results, on random pixels.
 
     Args:
-        model: what `segformerpp.load` takes, or ``b0`` to ``b5`` for random weights.
+        model: what `segformerpp.load` takes.
         merge: a merge plan in any notation; None for the model's.
         size: (H, W) of the images.
         batch: how many go in together.
@@ -41,15 +42,8 @@ def network(
     """
     from segformerpp import checkpoints, runtimes
     from segformerpp.benchmark.cost import cost
-    from segformerpp.models.config import SIZES
 
-    if model in SIZES:
-        from segformerpp.models import Segformer, SegformerConfig
-
-        random = Segformer(SegformerConfig.of_size(model))
-        source = checkpoints.Checkpoint.of_model(random, merge)
-    else:
-        source = checkpoints.open_checkpoint(model, merge, offline=offline, revision=revision)
+    source = checkpoints.open_checkpoint(model, merge, offline=offline, revision=revision)
     images = None
     if calibrate and precision == "int8":
         from segformerpp.calibration import Calibration
@@ -69,4 +63,29 @@ def network(
         "gmacs": round(spent.macs / 1e9, 3),
         "tokens": spent.tokens,
     }
+    if ready.device.startswith("cuda"):
+        import torch
+
+        facts["processor"] = torch.cuda.get_device_name()
     return lambda: ready(x), facts
+
+
+def save_random(size: str, folder: Path) -> Path:
+    """Write a network with random weights, which is as fast as a trained one.
+
+    Args:
+        size: ``b0`` to ``b5``.
+        folder: where to.
+
+    Returns:
+        The file.
+    """
+    import torch
+
+    from segformerpp.checkpoints import save
+    from segformerpp.models import Segformer, SegformerConfig
+
+    torch.manual_seed(0)
+    path = folder / f"{size}.safetensors"
+    save(Segformer(SegformerConfig.of_size(size)), path)
+    return path

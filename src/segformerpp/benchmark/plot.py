@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from segformerpp.errors import UsageError
 
@@ -27,12 +27,13 @@ def check(path: Path) -> None:
         raise UsageError('plot: needs matplotlib: pip install "segformerpp[plot]"') from None
 
 
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], file: BinaryIO, form: str) -> None:
     """Draw the median of each row as a bar, with a whisker to the 95th percentile.
 
     Args:
         rows: of `run.measure`; those that were withheld are named without a bar.
-        path: where to, PNG, SVG or PDF by its ending.
+        file: where to.
+        form: ``png``, ``svg`` or ``pdf``.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -73,4 +74,4 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     title = f"{first['model']} on {first['processor']} ({threads}{first['date']})"
     figure.suptitle(title, fontsize=11)
     with mpl.rc_context({"svg.hashsalt": "segformerpp"}):
-        figure.savefig(path, dpi=150)
+        figure.savefig(file, format=form.lower(), dpi=150)

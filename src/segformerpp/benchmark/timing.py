@@ -7,7 +7,7 @@ import random
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,8 +38,8 @@ class Timing:
     def uncertainty(self) -> float:
         """How far the median may be off, over the median.
 
-        1.57 times the width of the middle half of the rounds over the square root of how many
-        there are, about a 95 % interval (McGill, Tukey, Larsen: Variations of Box Plots, 1978).
+        The notch of a box plot: 1.57 times the width of the middle half of the rounds over the
+        square root of how many there are (McGill, Tukey, Larsen: Variations of Box Plots, 1978).
         """
         medians = self._medians
         width = _quantile(medians, 0.75) - _quantile(medians, 0.25)
@@ -53,6 +53,18 @@ class Timing:
     @property
     def _medians(self) -> list[float]:
         return [statistics.median(runs) for runs in self.rounds]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user interrupted.
+
+    Attributes:
+        timings: of the rounds that were whole by then; empty if there was none.
+    """
+
+    def __init__(self, timings: Mapping[Any, Timing]) -> None:
+        super().__init__()
+        self.timings = timings
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -72,11 +84,10 @@ def interleave(
         advance: called after each turn.
 
     Returns:
-        The timings in the order of the candidates; if the user interrupts, of the rounds that
-        were whole by then.
+        The timings in the order of the candidates.
 
     Raises:
-        KeyboardInterrupt: if the user interrupts before the first round is whole.
+        Interrupted: if the user interrupts; it holds the timings of the rounds that were whole.
     """
     times: dict[Key, list[tuple[float, ...]]] = {key: [] for key in candidates}
     order, shuffle = list(candidates), random.Random(0).shuffle
@@ -89,6 +100,9 @@ def interleave(
                 advance()
             done += 1
     except KeyboardInterrupt:
-        if done == 0:
-            raise
-    return {key: Timing(tuple(turns[:done])) for key, turns in times.items()}
+        raise Interrupted(_timings(times, done)) from None
+    return _timings(times, done)
+
+
+def _timings(times: Mapping[Key, Sequence[tuple[float, ...]]], rounds: int) -> dict[Key, Timing]:
+    return {key: Timing(tuple(turns[:rounds])) for key, turns in times.items()} if rounds else {}

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from segformerpp import cache
 from segformerpp.checkpoints.sources import Source, locate
+from segformerpp.errors import CheckpointError
 from segformerpp.merging import MergePlan
 from segformerpp.models.config import Metadata, SegformerConfig
 
 if TYPE_CHECKING:
     from segformerpp.models import Segformer
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Plan = MergePlan | str | Path | Mapping[str, Any] | None
 
 
@@ -36,6 +41,8 @@ class Checkpoint:
         name: what the user called it.
         digest: a hash of its tensors and of what is said about them; None for a model that was
             never in a file.
+
+    Reading tensors raises CheckpointError if the files have changed since they were found.
     """
 
     def __init__(
@@ -45,11 +52,11 @@ class Checkpoint:
         merge_plan: MergePlan,
         model: Callable[[], Segformer],
         name: str,
+        found: Source | None = None,
         digest: str | None = None,
-        own_file: Path | None = None,
     ) -> None:
         self.config, self.metadata, self.merge_plan = config, metadata, merge_plan
-        self.name, self.digest, self._make, self._own_file = name, digest, model, own_file
+        self.name, self.digest, self._make, self._found = name, digest, model, found
 
     @classmethod
     def of_model(cls, model: Segformer, merge: Plan = None) -> Checkpoint:
@@ -62,7 +69,7 @@ class Checkpoint:
 
     @cached_property
     def _model(self) -> Segformer:
-        model = self._make().eval().requires_grad_(False)
+        model = self._unchanged(self._make).eval().requires_grad_(False)
         model.merge_plan = self.merge_plan
         return model
 
@@ -72,12 +79,23 @@ class Checkpoint:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The tensors in float32, by their names in `Segformer`."""
-        if "_model" not in self.__dict__ and self._own_file:
-            from safetensors.numpy import load_file
-
-            return {k: v.astype(np.float32) for k, v in load_file(self._own_file).items()}
+        if "_model" not in self.__dict__ and self._found and _is_ours(self._found.weights):
+            return self._unchanged(partial(_arrays, self._found.weights))
         state = self._model.state_dict()
         return {name: tensor.numpy() for name, tensor in state.items() if tensor.ndim > 0}
+
+    def _unchanged(self, read: Callable[[], T]) -> T:
+        """Read the files; what is cached under their hash must have come from what it is of."""
+        if self._found is None:
+            return read()
+        try:
+            result = read()
+            same = _digest(self._found) == self.digest
+        except OSError:
+            same = False
+        if not same:
+            raise CheckpointError(f"{self.name}: has changed since it was opened; open it again")
+        return result
 
 
 def open_checkpoint(
@@ -87,6 +105,7 @@ def open_checkpoint(
     plan = None if merge is None else MergePlan.parse(merge)
     found = locate(source, revision, offline)
     learnt: list[Segformer] = []
+    said = _Warnings()
 
     def load() -> Segformer:
         from segformerpp.checkpoints.loading import load
@@ -94,26 +113,55 @@ def open_checkpoint(
         return learnt.pop() if learnt else load(source, offline=offline, revision=revision)
 
     def learn() -> bytes:
-        model = load()
+        with said:
+            model = load()
         learnt.append(model)
         facts = {
             "config": model.config.to_dict(),
             "metadata": model.metadata.to_dict(),
             "merge_plan": model.merge_plan.to_dict(),
+            "warnings": said.messages,
         }
         return json.dumps(facts).encode()
 
     digest = _digest(found)
-    key = {"model": found.name, "weights": digest, "version": 1}
-    config, metadata, own_plan = cache.fetch("checkpoint", key, learn, _parse)
-    own_file = found.weights if _is_ours(found.weights) else None
-    return Checkpoint(config, metadata, plan or own_plan, load, found.name, digest, own_file)
+    key = {"model": found.name, "weights": digest, "code": cache.code_version("checkpoints")}
+    config, metadata, own_plan, warnings = cache.fetch("checkpoint", key, learn, _parse)
+    for text in [] if learnt else warnings:
+        logger.warning("%s", text)
+    if _is_ours(found.weights):
+        learnt.clear()  # its tensors are read without PyTorch
+    return Checkpoint(config, metadata, plan or own_plan, load, found.name, found, digest)
 
 
-def _parse(facts: bytes) -> tuple[SegformerConfig, Metadata, MergePlan]:
+class _Warnings(logging.Handler):
+    """Keeps what is said of a checkpoint while it is read, to say it again the next time."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def __enter__(self) -> None:
+        logging.getLogger(__package__).addHandler(self)
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger(__package__).removeHandler(self)
+
+
+def _parse(facts: bytes) -> tuple[SegformerConfig, Metadata, MergePlan, list[str]]:
     data = json.loads(facts)
     plan = MergePlan.from_dict(data["merge_plan"])
-    return SegformerConfig.from_dict(data["config"]), Metadata.from_dict(data["metadata"]), plan
+    config = SegformerConfig.from_dict(data["config"])
+    return config, Metadata.from_dict(data["metadata"]), plan, data["warnings"]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return {name: array.astype(np.float32) for name, array in load_file(path).items()}
 
 
 def _digest(found: Source) -> str:
@@ -143,6 +191,9 @@ def _is_ours(path: Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = list(file.keys())
-            return "segformerpp" in (file.metadata() or {}) and "head.fuse.weight" in names
+            if "segformerpp" not in (file.metadata() or {}) or "head.fuse.weight" not in names:
+                return False
+            # Others, such as bf16, NumPy does not have.
+            return {file.get_slice(name).get_dtype() for name in names} <= {"F64", "F32", "F16"}
     except Exception:  # `load` says what is wrong with it
         return False

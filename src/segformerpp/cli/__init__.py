@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with messages():
         try:
             try:
-                options = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+                words = sys.argv[1:] if argv is None else list(argv)
+                options = _parser(words).parse_args(words)
                 command = {function.__name__: function for function in COMMANDS}[options.command]
                 return command(**vars(options[options.command]))
             finally:
@@ -90,7 +91,8 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         return text
 
 
-def _parser() -> ArgumentParser:
+def _parser(words: Sequence[str]) -> ArgumentParser:
+    """What understands `words`; options of commands that are not among them would take time."""
     parser = ArgumentParser(
         prog="segformerpp",
         description="SegFormer with token merging.",
@@ -107,6 +109,9 @@ def _parser() -> ArgumentParser:
             exit_on_error=False,
             allow_abbrev=False,
         )
+        commands.add_subcommand(function.__name__, command, help=text.partition("\n")[0])
+        if function.__name__ not in words:
+            continue
         helps = {p.arg_name: p.description for p in docstring_parser.parse(text).params}
         parameters = inspect.signature(function).parameters.values()
         flags = [p.name for p in parameters if p.default is False]
@@ -116,7 +121,6 @@ def _parser() -> ArgumentParser:
         command.add_function_arguments(function, as_group=False, skip={*flags, *lists})
         for name in flags:
             command.add_argument(f"--{name}", action="store_true", help=helps[name])
-        commands.add_subcommand(function.__name__, command, help=text.partition("\n")[0])
     return parser
 
 

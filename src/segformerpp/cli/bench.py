@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from segformerpp.cli.options import SOME_FAILED, SUCCESS, parse_size, say
+from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, parse_size, say
 from segformerpp.errors import UsageError
 from segformerpp.terminal import Progress, complain, print_table
 
@@ -45,18 +46,18 @@ def bench(
       0 if all ran, 1 if some combinations cannot run here, 2 if the command makes no sense
 
     Args:
-        model: a model as `segformerpp predict` takes it, or b0 to b5 for random weights (the
-            speed is the same)
+        model: a model as `segformerpp predict` takes it, or b0 to b5 for random weights: the speed
+            is the same, but say the precision, because auto looks at what a network predicts
         size: height x width of the images; several with commas between
         merge: what tokens to merge: presets (see `segformerpp plans`) or YAML files, with commas
-            between; the first is what the others are compared to; for keyword strings put ;
-            between
+            between; the first is what the others are compared to; between keyword strings put ;
         runtime: torch, torch-compiled, openvino, onnxruntime, or auto; several with commas between
         precision: f32, bf16, f16, int8, or auto; several with commas between
         batch: images that go through the network together; several with commas between
         device: cpu, cuda, mps, xpu, gpu (OpenVINO's), or auto
         threads: processor threads (default: what the runtime chooses)
-        rounds: how often each combination runs, after two runs to warm up
+        rounds: how many turns each combination has, after two runs to warm up; fast networks run
+            several times in a turn
         json: file for the figures
         plot: file for a picture of them, ending in .png, .svg or .pdf
         calibrate: folder with some of your images, for the precision int8
@@ -69,22 +70,30 @@ def bench(
     from segformerpp import runtimes
     from segformerpp.arguments import whole_number
     from segformerpp.benchmark import plot as drawing
+    from segformerpp.benchmark.candidates import save_random
     from segformerpp.benchmark.run import Setting, combinations, measure
-    from segformerpp.data.files import write_whole
+    from segformerpp.checkpoints import open_checkpoint
+    from segformerpp.data.files import check_writable, write_whole
     from segformerpp.merging import MergePlan
+    from segformerpp.models.config import SIZES
 
     whole_number("rounds", rounds, 3)
-    sizes = [parse_size("size", text) for text in _items(size)]
-    batches = [_whole("batch", text) for text in _items(batch)]
-    plans = _items(merge, ";" if ":" in merge else ",")
+    sizes = [parse_size("size", text) for text in _items("size", size)]
+    batches = [_whole("batch", text) for text in _items("batch", batch)]
+    plans = _plans(merge)
     for plan in plans:
         MergePlan.parse(plan)
-    names, precisions = _items(runtime), _items(precision)
+    names, precisions = _items("runtime", runtime), _items("precision", precision)
     for name in names:
         for kind in precisions:
             runtimes.check(name, kind, device, threads)
+    if calibrate and "int8" not in precisions:
+        raise UsageError("calibrate: only for the precision int8")
     if plot:
         drawing.check(Path(plot))
+    for key, wanted_file in (("json", json), ("plot", plot)):
+        if wanted_file:
+            check_writable(key, Path(wanted_file).parent)
     wanted = combinations(sizes, batches, names, precisions, plans)
     refused: list[str] = []
 
@@ -92,19 +101,32 @@ def bench(
         refused.append(text)
         complain(f"failed: {text}")
 
-    setting = Setting(model, device, threads, offline, revision, calibrate)
     rows: list[dict[str, Any]] = []
-    with Progress(len(wanted) * (rounds + 1), "measuring", shown=not quiet) as progress:
-        for row in measure(setting, wanted, rounds, progress.advance, refuse):
-            rows.append(row)
+    interrupted = False
+    with (
+        TemporaryDirectory() as folder,
+        Progress(len(wanted) * (rounds + 1), "measuring", shown=not quiet) as progress,
+    ):
+        source = str(save_random(model, Path(folder))) if model in SIZES else model
+        open_checkpoint(source, offline=offline, revision=revision)  # what is wrong is said once
+        setting = Setting(source, device, threads, offline, revision, calibrate)
+        try:
+            for row in measure(setting, wanted, rounds, progress.advance, refuse):
+                rows.append({**row, "model": model})
+        except KeyboardInterrupt:
+            interrupted = True
     if rows and not quiet:
         _show(rows)
-    if json:
+    if json and rows:
         with write_whole(Path(json)) as file:
             file.write(json_format.dumps(rows, indent=1).encode() + b"\n")
     if plot and rows:
-        drawing.plot(rows, Path(plot))
+        with write_whole(Path(plot)) as file:
+            drawing.plot(rows, file, Path(plot).suffix[1:])
         say(f"picture in {plot}", quiet)
+    if interrupted:
+        complain("interrupted: figures are of the rounds that were whole")
+        return INTERRUPTED
     return SOME_FAILED if refused else SUCCESS
 
 
@@ -128,8 +150,18 @@ def _show(rows: list[dict[str, Any]]) -> None:
     print(f"{first['model']} on {first['processor']}, {first['threads']} threads, {first['date']}")
 
 
-def _items(text: str, separator: str = ",") -> list[str]:
-    return [item for part in text.split(separator) if (item := part.strip())]
+def _items(key: str, text: str, separator: str = ",") -> list[str]:
+    found = [item for part in text.split(separator) if (item := part.strip())]
+    if not found:
+        raise UsageError(f"{key}: one or more, with {separator} between, not {text!r}")
+    return found
+
+
+def _plans(text: str) -> list[str]:
+    """Names and files with commas between; keyword strings, which have commas, with ; between."""
+    if "=" in text and ";" not in text:
+        return [text]
+    return _items("merge", text, ";" if ";" in text else ",")
 
 
 def _whole(key: str, text: str) -> int:

@@ -70,13 +70,18 @@ def export(
     import json as json_format
 
     from segformerpp import evaluation, exporting
-    from segformerpp.data.files import write_whole
+    from segformerpp.benchmark.run import machine
+    from segformerpp.data.files import check_writable, write_whole
 
     if precision != "int8" and (calibrate or test):
         raise UsageError("calibrate, test: only for the precision int8")
     if masks and not test:
         raise UsageError("masks: of the images of --test, which is missing")
+    if json:
+        check_writable("json", Path(json).parent)
     pairs = evaluation.find_pairs(test, masks) if test else []
+    if calibrate:
+        say("quantising: half a second for each image and megapixel (B0; others longer)", quiet)
     written = exporting.export(
         model,
         out,
@@ -94,7 +99,8 @@ def export(
     )
     megabytes = sum(file.stat().st_size for file in written.files) / 1e6
     say(f"{' and '.join(map(str, written.files))}, {megabytes:.1f} MB", quiet)
-    row: dict[str, Any] = {**written.notes, "files": [str(file) for file in written.files]}
+    row: dict[str, Any] = {**written.notes, **machine()}
+    row["files"] = [str(file) for file in written.files]
     if pairs:
         with Progress(len(pairs), "comparing", shown=not quiet) as progress:
             row |= exporting.compare(written, pairs, progress.advance)

@@ -6,6 +6,7 @@ import glob
 import itertools
 import os
 import secrets
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -120,6 +121,21 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Try to write to a folder, or to where it would be made, and leave no trace.
+
+    Raises:
+        UsageError: which begins with `key`, if that does not work.
+    """
+    try:
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"{key}: cannot write to {folder}: {reason}") from None
 
 
 def _search(source: str, skip: Path | None) -> list[tuple[Path, PurePath]]:

@@ -23,7 +23,7 @@ from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import IMAGES, OPSET, Form, Interface, build
-from segformerpp.runtimes.graph.sizes import least_size, matchings
+from segformerpp.runtimes.sizes import least_size, matchings
 
 if TYPE_CHECKING:
     from segformerpp.runtimes.int8 import Images

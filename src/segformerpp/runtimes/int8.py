@@ -19,10 +19,11 @@ from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, build
-from segformerpp.runtimes.graph.sizes import least_size
-from segformerpp.runtimes.processor import code_version
+from segformerpp.runtimes.sizes import least_size
 
 _KIND = "int8"
+#: How long a process waits for another one that quantises the same network.
+_PATIENCE_SECONDS = 3600.0
 
 
 class Images(Protocol):
@@ -51,7 +52,7 @@ class Images(Protocol):
 
 
 def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, str | None]:
-    """The network for images of any size from `graph.sizes.least_size` up, and batches of any size.
+    """The network for images of any size from `sizes.least_size` up, and batches of any size.
 
     Quantising takes about half a second for each image and megapixel (B0). What comes of it is
     kept in the cache.
@@ -72,7 +73,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
         "weights": checkpoint.digest,
         "merge": checkpoint.merge_plan.to_dict(),
         "segformerpp": __version__,
-        "code": code_version(),
+        "code": cache.code_version("runtimes/graph"),
     }
     fingerprint = _latest(key) if images is None else images.fingerprint
 
@@ -91,7 +92,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
     if checkpoint.digest is None or fingerprint is None:
         return _unpacked(make()), fingerprint
     key["images"] = fingerprint
-    return cache.fetch(_KIND, key, make, _unpacked), fingerprint
+    return cache.fetch(_KIND, key, make, _unpacked, patience=_PATIENCE_SECONDS), fingerprint
 
 
 def quantise_openvino(graph: Any, inputs: Iterable[np.ndarray], count: int) -> ov.Model:

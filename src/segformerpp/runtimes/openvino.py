@@ -14,7 +14,8 @@ from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.memory import memory_limits
 from segformerpp.runtimes.precision import keeps_labels
-from segformerpp.runtimes.processor import code_version, cores
+from segformerpp.runtimes.processor import cores
+from segformerpp.runtimes.sizes import warn_small_grids
 
 if TYPE_CHECKING:
     from segformerpp.runtimes.int8 import Images
@@ -109,6 +110,8 @@ class OpenvinoRuntime:
 
     def _prepare(self, shape: tuple[int, ...], precision: str) -> Any:
         """The network for inputs of one shape, from the cache if it is there."""
+        network = self._checkpoint  # of which the cache says nothing
+        warn_small_grids(network.config, network.merge_plan, (shape[2], shape[3]))
         device = self.device.upper()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self._hints[precision],
@@ -159,5 +162,5 @@ class OpenvinoRuntime:
             "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
             "openvino": ov.__version__,
             "segformerpp": __version__,
-            "code": code_version(),
+            "code": cache.code_version("runtimes/graph"),
         }

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
-from functools import cache
 from pathlib import Path
 
 _CPUS = Path("/sys/devices/system/cpu")
@@ -47,12 +45,3 @@ def may_have_accelerator() -> bool:
             continue
         return True
     return False
-
-
-@cache
-def code_version() -> str:
-    """A hash of the code that writes networks: what it wrote before a change is of no use after."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "graph").glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -87,7 +87,10 @@ def _compiled(model: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
             return network(x)
         except BackendCompilerFailed as error:
             reason = str(error).partition("\n")[0]
-            raise UsageError(f"runtime: torch-compiled cannot compile here: {reason}") from None
+            raise UsageError(
+                "runtime: torch-compiled needs a C++ compiler, on CUDA Triton, and cannot compile "
+                f"here: {reason}"
+            ) from None
 
     return run
 

@@ -17,7 +17,7 @@ from segformerpp.models.config import Metadata, SegformerConfig
 from segformerpp.runtimes.graph.builder import Dim, Form, Graph, Value
 from segformerpp.runtimes.graph.labels import label_map, label_type
 from segformerpp.runtimes.graph.network import NetworkWriter, Tensors
-from segformerpp.runtimes.graph.sizes import least_size, logit_size
+from segformerpp.runtimes.sizes import least_size, logit_size
 
 IMAGES, LOGITS, LABELS = "images", "logits", "labels"
 #: What the names of nodes around the network begin with.

@@ -15,7 +15,7 @@ from segformerpp.merging.strategies import (
     warn_small_grid,
 )
 from segformerpp.runtimes.graph.builder import Dim, Graph, Index, Value
-from segformerpp.runtimes.graph.sizes import share_of
+from segformerpp.runtimes.sizes import share_of
 
 #: Below any length that a token has behind a layer norm, and more than zero in half precisions.
 _TINY = np.float32(1e-6)

@@ -16,7 +16,7 @@ from segformerpp.merging import MergePlan
 from segformerpp.models.config import SegformerConfig
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.matching import Tokens, match, nearest
-from segformerpp.runtimes.graph.sizes import patch_grid, share_of
+from segformerpp.runtimes.sizes import patch_grid, share_of
 
 #: What the hidden features of a Mix-FFN may take before they are made in bands, the size of such
 #: a band, and how many there are at most; bytes.

@@ -2,7 +2,7 @@ import pytest
 
 from segformerpp.merging import MergePlan
 from segformerpp.models import SegformerConfig
-from segformerpp.runtimes.graph.sizes import (
+from segformerpp.runtimes.sizes import (
     Matching,
     least_size,
     logit_size,

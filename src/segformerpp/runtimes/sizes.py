@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import count
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from segformerpp.arguments import Size
 from segformerpp.merging import MergePlan
-from segformerpp.merging.strategies import BipartiteMatching
+from segformerpp.merging.strategies import BipartiteMatching, warn_small_grid
 from segformerpp.models.config import SegformerConfig
-from segformerpp.runtimes.graph.builder import Dim
+
+if TYPE_CHECKING:
+    from segformerpp.runtimes.graph.builder import Dim
 
 #: Ratios whose products with a number of tokens stay whole numbers of 32 bits.
 _LARGEST_DENOMINATOR = 4096
@@ -62,6 +64,13 @@ def matchings(config: SegformerConfig, plan: MergePlan, size: Size) -> Iterator[
         if destinations and merged:
             sources = h * w - destinations
             yield Matching(stage, destinations, sources - min(merged, sources))
+
+
+def warn_small_grids(config: SegformerConfig, plan: MergePlan, size: Size) -> None:
+    """Say where images (H, W) have too few tokens for anything to be merged."""
+    for _, merge, (h, w) in _bipartite(config, plan, size):
+        if h < merge.sy or w < merge.sx:
+            warn_small_grid(h, w, merge.sy, merge.sx)
 
 
 def least_size(config: SegformerConfig, plan: MergePlan) -> Size:
