@@ -1,7 +1,7 @@
 """Write the tables of docs/performance.md and docs/small-boards.md from benchmarks/results/*.json.
 
-    python benchmarks/tables.py            # writes them
-    python benchmarks/tables.py --check    # fails if they are not what the results say
+python benchmarks/tables.py            # writes them
+python benchmarks/tables.py --check    # fails if they are not what the results say
 """
 
 from __future__ import annotations

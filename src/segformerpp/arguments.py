@@ -1,9 +1,10 @@
-"""Checking the numbers that users pass as arguments."""
+"""Checking the numbers and sizes that users pass as arguments."""
 
 from __future__ import annotations
 
 import math
 import operator
+import re
 from typing import Any
 
 from segformerpp.errors import UsageError
@@ -40,3 +41,15 @@ def checked_size(name: str, size: Any, least: int = 1) -> Size:
     if min(height, width) < least:
         raise UsageError(f"{name}: height and width in pixels, from {least} up, not {size!r}")
     return height, width
+
+
+def parse_size(key: str, text: str) -> tuple[int, int]:
+    """Read height x width, such as ``512x1024``; `key` names the option in errors.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text.strip().lower())
+    if not match:
+        raise UsageError(f"{key}: height x width in pixels, such as 512x1024, not {text!r}")
+    return int(match[1]), int(match[2])

@@ -6,10 +6,11 @@ import inspect
 import os
 import re
 import sys
-from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from dataclasses import fields
+from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -22,10 +23,11 @@ from segformerpp.cli.models import models
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
 from segformerpp.cli.plans import plans
 from segformerpp.cli.predict import predict
+from segformerpp.cli.train import train
 from segformerpp.errors import SegformerppError
 from segformerpp.terminal import complain, messages
 
-COMMANDS: tuple[Callable[..., int], ...] = (predict, bench, export, models, plans, cache)
+COMMANDS: tuple[Callable[..., int], ...] = (predict, bench, train, export, models, plans, cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with messages():
         try:
             try:
-                words = sys.argv[1:] if argv is None else list(argv)
+                words = [_underscored(w) for w in (sys.argv[1:] if argv is None else argv)]
                 options = _parser(words).parse_args(words)
                 command = {function.__name__: function for function in COMMANDS}[options.command]
-                return command(**vars(options[options.command]))
+                return command(**_arguments(command, vars(options[options.command])))
             finally:
                 # At exit it would be too late to say in one line that it cannot be written.
                 print(end="", flush=True)
@@ -86,7 +88,11 @@ def _drop_output() -> None:
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
-        if action.option_strings and action.default not in (None, False) and action.nargs != 0:
+        if (
+            action.option_strings
+            and action.default not in (None, False, "", SUPPRESS)
+            and action.nargs != 0
+        ):
             text += " (default: %(default)s)"
         return text
 
@@ -113,15 +119,43 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
         if function.__name__ not in words:
             continue
         helps = {p.arg_name: p.description for p in docstring_parser.parse(text).params}
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
+        settings = _settings(function)
+        if settings:
+            parameters.pop(0)
+            command.add_argument("--config", action="config", help="YAML file with settings")
+            command.add_class_arguments(settings, as_group=False)
         flags = [p.name for p in parameters if p.default is False]
         lists = [p.name for p in parameters if p.default is p.empty]
         for name in lists:
             command.add_argument(name, nargs="+", metavar=name.upper()[:-1], help=helps[name])
-        command.add_function_arguments(function, as_group=False, skip={*flags, *lists})
+        command.add_function_arguments(function, as_group=False, skip={"settings", *flags, *lists})
         for name in flags:
             command.add_argument(f"--{name}", action="store_true", help=helps[name])
     return parser
+
+
+def _underscored(word: str) -> str:
+    """``--val-every=5`` as ``--val_every=5``: settings are named as in files, options as usual."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _settings(function: Callable[..., int]) -> type | None:
+    """The class whose fields are options too, of commands that take one as their first argument."""
+    return get_type_hints(function).get("settings")
+
+
+def _arguments(function: Callable[..., int], options: dict[str, Any]) -> dict[str, Any]:
+    """What a command is called with."""
+    settings = _settings(function)
+    if not settings:
+        return options
+    keys = [field.name for field in fields(settings)]
+    others = {key: options[key] for key in options if key not in (*keys, "config")}
+    return {"settings": settings(**{key: options[key] for key in keys}), **others}
 
 
 def _plain(error: ArgumentError) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, parse_size, say
+from segformerpp.arguments import parse_size
+from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, say
 from segformerpp.errors import UsageError
 from segformerpp.terminal import Progress, complain, print_table
 

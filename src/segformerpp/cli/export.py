@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from segformerpp.arguments import Size
-from segformerpp.cli.options import SUCCESS, parse_size, say
+from segformerpp.arguments import Size, parse_size
+from segformerpp.cli.options import SUCCESS, say
 from segformerpp.errors import UsageError
 from segformerpp.terminal import Progress
 

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
+from segformerpp.arguments import parse_size
 from segformerpp.errors import UsageError
 
 SUCCESS, SOME_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-def parse_size(key: str, text: str) -> tuple[int, int]:
-    """Read height x width, such as ``512x1024``; `key` names the option in errors."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text.strip().lower())
-    if not match:
-        raise UsageError(f"{key}: height x width in pixels, such as 512x1024, not {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def parse_overlap(text: str) -> int | tuple[int, int]:

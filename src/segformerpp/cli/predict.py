@@ -6,12 +6,12 @@ import re
 import statistics
 from typing import Any
 
+from segformerpp.arguments import parse_size
 from segformerpp.cli.options import (
     INTERRUPTED,
     SOME_FAILED,
     SUCCESS,
     parse_overlap,
-    parse_size,
     say,
 )
 from segformerpp.errors import ImageError

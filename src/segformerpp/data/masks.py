@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,48 +14,97 @@ from segformerpp.errors import ImageError
 IGNORED = 255
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Colour = tuple[int, int, int]
+
+_NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+_COLOURS = ("RGB", "RGBA")
+#: How many of the values that are unknown an error names.
+_NAMED = 5
 
 
 def read_mask(path: Path, size: tuple[int, int], encode: Encode) -> np.ndarray:
     """The training ids (H, W) uint8 of a mask file.
 
     Args:
-        path: the file.
+        path: an image of numbers (8 or 16 bits, or indices into a palette), or of RGB colours.
         size: (H, W) of the image that it belongs to.
-        encode: from what the file holds, (H, W) ids or (H, W, 3) colours, to training ids; raises
-            `ImageError` where it knows a value not.
+        encode: from what the file holds, numbers (H, W) or colours (H, W, 3), to training ids.
 
     Raises:
         ImageError: if it cannot be read, has another size, or values that are unknown.
     """
     try:
         with Image.open(path) as file:
-            values = np.asarray(file)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{path}: cannot be read as a mask: {error}") from None
-    if values.shape[:2] != size:
-        own, image = ("x".join(map(str, shape)) for shape in (values.shape[:2], size))
-        raise ImageError(f"{path}: the mask is {own}, its image {image}")
-    try:
+            if file.mode not in (*_NUMBERS, *_COLOURS):
+                raise ImageError(f"a mask holds numbers or RGB colours, not {file.mode}")
+            values = np.asarray(file)[..., :3] if file.mode in _COLOURS else np.asarray(file)
+        if values.shape[:2] != size:
+            own, image = ("x".join(map(str, shape)) for shape in (values.shape[:2], size))
+            raise ImageError(f"the mask is {own}, its image {image}")
         return encode(values)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: cannot be read as a mask: {error}") from None
 
 
 def from_ids(ids: Sequence[int], ignored: Sequence[int] = (IGNORED,)) -> Encode:
     """For masks of numbers: `ids` in the order of the classes, and those that do not count."""
-    table = np.full(1 + max(*ids, *ignored), -1, np.int16)
+    table = np.full(2 + max([*ids, *ignored]), -1, np.int16)  # the last for all that are larger
     table[list(ignored)] = IGNORED
     table[list(ids)] = np.arange(len(ids))
 
     def encode(values: np.ndarray) -> np.ndarray:
         if values.ndim != 2:
-            raise ImageError("colours where the mask should have a number for each pixel")
-        found = table[np.minimum(values, len(table) - 1)]
-        unknown = (found < 0) | (values >= len(table))
-        if unknown.any():
-            some = ", ".join(map(str, np.unique(values[unknown])[:5]))
-            raise ImageError(f"no class has the number {some}")
+            raise ImageError("the mask holds colours, not a number for each pixel")
+        values = values.astype(np.int64)
+        found = table[np.clip(values, -1, len(table) - 1)]
+        _refuse_unknown(found < 0, values)
         return found.astype(np.uint8)
 
     return encode
+
+
+def from_colours(classes: Mapping[Colour, int], ignored: Sequence[Colour] = ()) -> Encode:
+    """For masks of RGB colours: the training id of each, and those that do not count."""
+    of_code = {_code(np.array(colour)).item(): number for colour, number in classes.items()}
+    of_code |= {_code(np.array(colour)).item(): IGNORED for colour in ignored}
+    codes = np.array(sorted(of_code))
+    ids = np.array([of_code[code] for code in codes.tolist()], np.uint8)
+
+    def encode(values: np.ndarray) -> np.ndarray:
+        if values.ndim != 3:
+            raise ImageError("the mask holds numbers, not colours")
+        wanted = _code(values)
+        place = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
+        _refuse_unknown(codes[place] != wanted, values)
+        return ids[place]
+
+    return encode
+
+
+def either(numbers: Encode, colours: Encode | None) -> Encode:
+    """For masks of numbers, and where `colours` is given of colours too."""
+
+    def encode(values: np.ndarray) -> np.ndarray:
+        return colours(values) if colours and values.ndim == 3 else numbers(values)
+
+    return encode
+
+
+def _code(colours: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as numbers (...)."""
+    red, green, blue = (colours[..., channel].astype(np.int64) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _refuse_unknown(unknown: np.ndarray, values: np.ndarray) -> None:
+    if not unknown.any():
+        return
+    some, counts = np.unique(values[unknown], axis=0, return_counts=True)
+    named = [
+        f"{value.tolist()} ({count} pixels)"
+        for value, count in zip(some[:_NAMED], counts[:_NAMED], strict=True)
+    ]
+    more = f" and {len(some) - _NAMED} others" if len(some) > _NAMED else ""
+    raise ImageError(f"no class has the value {', '.join(named)}{more}")

@@ -1,0 +1,142 @@
+"""`segformerpp train`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segformerpp.cli.options import SOME_FAILED, SUCCESS, say
+from segformerpp.errors import UsageError
+from segformerpp.terminal import Progress, complain, print_table
+from segformerpp.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from segformerpp.data.datasets import SegmentationDataset
+
+_MEASURED_ROUNDS = 5
+
+
+def train(
+    settings: TrainSettings,
+    resume: bool = False,
+    check_data: bool = False,
+    measure: bool = False,
+    json: str | None = None,
+    quiet: bool = False,
+) -> int:
+    """Train a SegFormer on a dataset, or fine-tune one.
+
+    Settings may stand in a YAML file given by --config, and be changed on the command line. Into
+    the folder given by --out go best/ and last/, which --model takes everywhere, logs for
+    TensorBoard and as CSV, and what --resume goes on from.
+
+    Examples:
+      segformerpp train --config configs/camvid-b0.yaml --root camvid --out camvid-b0
+      segformerpp train --root my-images --model camvid-b0 --steps 2000 --out mine
+      segformerpp train --config configs/cityscapes-b2.yaml --root cityscapes --merge hq
+      segformerpp train --config configs/camvid-b0.yaml --root camvid --out camvid-b0 --resume
+      segformerpp train --root my-images --check-data
+      torchrun --nproc-per-node 4 -m segformerpp train --config configs/cityscapes-b5.yaml ...
+
+    Exit code:
+      0 if all went well, 1 if images cannot be used, 2 if the command makes no sense, 130 if it
+      was interrupted
+
+    Args:
+        settings: of the run
+        resume: go on with an earlier run in the same folder, to the weights of an unbroken one
+        check_data: only read all images and masks, and name those that cannot be used
+        measure: only measure step time and peak memory, with the merge plan and without
+        json: file for what came out
+        quiet: say nothing but what went wrong
+    """
+    import json as json_format
+
+    from segformerpp.data.datasets import open_dataset
+    from segformerpp.data.files import check_writable, write_whole
+
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes that torchrun starts
+    quiet = quiet or not first
+    if json:
+        check_writable("json", Path(json).parent)
+    splits = [settings.split, settings.val_split] if settings.val_split else [settings.split]
+    where = settings.data, settings.root
+    sets = [open_dataset(*where, split, settings.classes or None) for split in splits]
+    if measure:
+        rows = _measure(settings, len(sets[0].classes.labels), quiet)
+    else:
+        if settings.bad_images != "unchecked" or check_data:
+            skip = settings.bad_images == "skip"
+            checked = [_checked(dataset, skip, quiet) for dataset in sets]
+            sets = [dataset for dataset in checked if dataset]
+            if len(sets) < len(checked):
+                complain("error: mend what is named above, or leave it out with --bad-images skip")
+                return SOME_FAILED
+        if check_data:
+            return SUCCESS
+        rows = [_train(settings, sets, resume, quiet)]
+    if json and first:
+        with write_whole(Path(json)) as file:
+            file.write(json_format.dumps(rows, indent=1).encode() + b"\n")
+    return SUCCESS
+
+
+def _train(
+    settings: TrainSettings, sets: list[SegmentationDataset], resume: bool, quiet: bool
+) -> dict[str, object]:
+    try:
+        from segformerpp.training.run import train as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"train: needs {error.name}; pip install 'segformerpp[train]'") from None
+    with Progress(settings.steps, "training", shown=not quiet) as progress:
+        row = run(
+            settings,
+            sets[0],
+            sets[1] if len(sets) > 1 else None,
+            resume=resume,
+            report=lambda text: say(text, quiet),
+            advance=progress.advance,
+        )
+    say(f"weights in {row['model']}", quiet)
+    return row
+
+
+def _measure(settings: TrainSettings, classes: int, quiet: bool) -> list[dict[str, object]]:
+    """Print and return what a step costs without merging and with the plan."""
+    from segformerpp.training.measure import measure
+
+    if settings.merge in ("", "none"):
+        raise UsageError("measure: compares a merge plan with none; name one with --merge")
+    both = [replace(settings, merge=plan) for plan in ("none", settings.merge)]
+    with Progress(len(both) * _MEASURED_ROUNDS, "measuring", shown=not quiet) as progress:
+        rows = measure(both, classes, _MEASURED_ROUNDS, progress.advance)
+    if not quiet:
+        lines = []
+        for row in rows:
+            time = f"withheld: ± {row['uncertainty']:.0%}"
+            if not row["withheld"]:
+                time = f"{row['median_ms']:.0f}"
+            ratios = [row["time_ratio"], row["memory_ratio"]]
+            shares = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            lines.append([row["merge"], time, shares[0], f"{row['peak_memory_mb']:.0f}", shares[1]])
+        print_table(["merge", "ms for a step", "of none", "peak MB", "of none"], lines)
+    return rows
+
+
+def _checked(dataset: SegmentationDataset, skip: bool, quiet: bool) -> SegmentationDataset | None:
+    """The dataset, without what cannot be used if that is to be skipped; None if it is not."""
+    from segformerpp.data.datasets import check
+
+    with Progress(len(dataset), f"checking {dataset.name}", shown=not quiet) as progress:
+        problems = check(dataset, progress.advance)
+    for problem in problems:
+        complain(str(problem))
+    if not problems:
+        say(f"{dataset.name}: all {len(dataset)} images can be used", quiet)
+        return dataset
+    if not skip:
+        return None
+    say(f"{dataset.name}: {len(problems)} of {len(dataset)} images left out", quiet)
+    return dataset.without(problems)

@@ -1,0 +1,1 @@
+"""Training: settings, augmentation, loss, and the run itself, on Lightning."""

@@ -1,0 +1,68 @@
+"""The loss of segmentation: cross-entropy at the masks' resolution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from segformerpp.data.masks import IGNORED
+
+#: The least share of pixels that hard example mining keeps.
+_LEAST_HARD = 1 / 16
+
+
+def cross_entropy(
+    logits: Tensor, masks: Tensor, weights: Tensor | None = None, ohem: float = 0.0
+) -> Tensor:
+    """The mean cross-entropy of the pixels that count, in all processes together.
+
+    Args:
+        logits: (B, K, h, w), resized to the masks bilinearly.
+        masks: training ids (B, H, W), 255 ignored.
+        weights: of the classes, (K,); the mean is a weighted one then.
+        ohem: keep only pixels whose true class has a smaller probability than this, and a
+            sixteenth of all at least: the hardest ones (Shrivastava et al., 2016); 0 keeps all.
+
+    Returns:
+        A scalar of this process whose mean over the processes is the loss of them all, which is
+        what data-parallel training takes the mean of; 0 where no pixel counts.
+    """
+    logits = F.interpolate(logits.float(), masks.shape[1:], mode="bilinear", align_corners=False)
+    masks = masks.long()
+    losses = F.cross_entropy(logits, masks, weights, ignore_index=IGNORED, reduction="none")
+    share = (masks != IGNORED).to(losses.dtype)
+    if weights is not None:
+        share = share * weights[masks.clamp(max=len(weights) - 1)]
+    if ohem:
+        with torch.no_grad():
+            plain = losses if weights is None else losses / share.clamp(min=1e-12)
+            plain = torch.where(share > 0, plain, 0).flatten()
+            least = plain.topk(max(int(_LEAST_HARD * plain.numel()), 1)).values[-1]
+            limit = min(least.item(), -math.log(ohem))
+        share = share * (plain.view_as(share) >= limit)
+        losses = losses * (share > 0)
+    total, world = share.sum(), 1
+    if dist.is_available() and dist.is_initialized():
+        world = dist.get_world_size()
+        dist.all_reduce(total)
+    return losses.sum() * world / total.clamp(min=1e-12)
+
+
+def class_weights(counts: np.ndarray) -> Tensor:
+    """The square root of the inverse frequency of each class, (K,), divided by their mean.
+
+    Within 0.4 and 3, so that classes that hardly occur do not rule. Those that never do get 1.
+
+    Args:
+        counts: pixels of each class, (K,).
+    """
+    present = counts > 0
+    weights = np.ones(len(counts))
+    weights[present] = np.sqrt(counts.sum() / counts[present])
+    weights[present] = np.clip(weights[present] / weights[present].mean(), 0.4, 3)
+    return torch.tensor(weights, dtype=torch.float32)

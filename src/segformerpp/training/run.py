@@ -1,0 +1,327 @@
+"""A training run from its settings to its weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils.data import DataLoader, Dataset
+
+from segformerpp.arguments import parse_size
+from segformerpp.checkpoints import load, save_pretrained
+from segformerpp.data.datasets import Sample, SegmentationDataset
+from segformerpp.data.files import write_whole
+from segformerpp.data.labels import LabelSet
+from segformerpp.errors import ImageError, UsageError
+from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
+from segformerpp.training.augmentation import Augmentation
+from segformerpp.training.batches import loader
+from segformerpp.training.losses import class_weights
+from segformerpp.training.module import SegmentationModule
+from segformerpp.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
+
+RESUME = "resume.ckpt"
+#: Settings that a run may go on with other values of.
+_FREE = frozenset(
+    ("root", "out", "steps", "device", "workers", "save_every", "patience", "pictures")
+)
+_PRECISIONS = {"f32": "32-true", "bf16": "bf16-mixed", "f16": "16-mixed"}
+_MOST_COUNTED = 500
+
+
+def train(
+    settings: TrainSettings,
+    train_set: SegmentationDataset,
+    val_set: SegmentationDataset | None,
+    *,
+    resume: bool = False,
+    report: Callable[[str], None] = logger.info,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Train a SegFormer.
+
+    Into the folder `settings.out` go ``best`` and ``last``, which `load` reads, ``logs`` for
+    TensorBoard and as CSV, and ``resume.ckpt``.
+
+    Args:
+        settings: how.
+        train_set: what to train on.
+        val_set: what to choose the best weights on; None to keep the last.
+        resume: whether to go on from ``resume.ckpt`` where there is one. The outcome is that of an
+            unbroken run.
+        report: told in a line what each validation found.
+        advance: called after each step, of an earlier run too.
+
+    Returns:
+        ``model``, the folder with the best weights; ``miou``, theirs in percent, None without
+        validation; ``steps``; ``seconds`` of this call; ``images``; ``merge``.
+
+    Raises:
+        UsageError: if settings do not go together, or are not those of the run to go on with.
+        ImageError: if an image cannot be read.
+        KeyboardInterrupt: if interrupted.
+    """
+    out = Path(settings.out)
+    checkpoint = out / RESUME
+    if not resume and checkpoint.exists():
+        raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
+    model = build(settings, train_set.classes, train_set.name, train_set.reduce_labels)
+    module = SegmentationModule(model, settings, _weights(settings, train_set))
+    keeper = _Keeper(out, settings, report, advance)
+    trainer = _trainer(settings, keeper, validated=val_set is not None)
+    ready = loader(
+        train_set,
+        Augmentation(
+            parse_size("crop", settings.crop),
+            (settings.min_scale, settings.max_scale),
+            settings.max_class_share,
+            settings.balanced_crops,
+            settings.colour,
+        ),
+        module.model.metadata,
+        batch=settings.batch,
+        batches=settings.steps * settings.accumulate,
+        start=lambda: trainer.global_step * settings.accumulate,
+        seed=settings.seed,
+        workers=settings.workers,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+    )
+    to_validate = val_set and _validation(val_set, trainer.global_rank, trainer.world_size)
+    started = time.perf_counter()
+    goes_on = resume and checkpoint.exists()
+    if goes_on:
+        _check_same(checkpoint, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            path = checkpoint if goes_on else None
+            trainer.fit(module, ready, to_validate, ckpt_path=path, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        except ImageError as error:  # with the traceback of a worker
+            raise ImageError(str(error).splitlines()[-1].partition("ImageError: ")[2]) from None
+        if to_validate and keeper.validated != trainer.global_step:
+            trainer.validate(module, to_validate, verbose=False)
+    if trainer.is_global_zero:
+        save_pretrained(module.averaged, out / "last")
+    return {
+        "model": str(out / ("best" if val_set else "last")),
+        "merge": module.model.merge_plan.name,
+        "steps": trainer.global_step,
+        "images": len(train_set),
+        "miou": round(module.best, 2) if val_set else None,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def build(
+    settings: TrainSettings, classes: LabelSet, data: str, reduce_labels: bool = False
+) -> Segformer:
+    """The network to train.
+
+    Args:
+        settings: of the run.
+        classes: that it is to tell apart.
+        data: what it is trained on, for its metadata.
+        reduce_labels: see `Metadata`.
+
+    Raises:
+        CheckpointError: if it is to start from one that cannot be loaded.
+        PlanError: if the merge plan is not understood.
+    """
+    rates: dict[str, Any] = {"drop_path": settings.drop_path, "dropout": settings.dropout}
+    torch.manual_seed(settings.seed)
+    outputs = len(classes.labels)
+    if settings.model in SIZES:
+        config = SegformerConfig.of_size(
+            settings.model, num_outputs=outputs, head_kind=settings.head_kind, **rates
+        )
+        model = Segformer(config, Metadata())
+    else:
+        start = load(settings.model, num_classes=outputs)
+        model = Segformer(replace(start.config, **rates), start.metadata, start.merge_plan)
+        fresh = model.head.classifier.state_dict()
+        model.load_state_dict(start.state_dict())
+        if start.metadata.labels not in ((), classes.labels):
+            model.head.classifier.load_state_dict(fresh)
+    model.metadata = replace(
+        model.metadata,
+        labels=classes.labels,
+        palette=classes.palette,
+        image_size=parse_size("crop", settings.crop),
+        reduce_labels=reduce_labels,
+        head_trained=True,
+        source=f"trained by segformerpp on {data}, from {settings.model}",
+    )
+    if settings.merge:
+        model.merge_plan = settings.merge
+    model.encoder.gradient_checkpointing = settings.checkpointing
+    return model
+
+
+class _Keeper(Callback):
+    """Keeps the best weights, and what is needed to go on."""
+
+    def __init__(
+        self,
+        out: Path,
+        settings: TrainSettings,
+        report: Callable[[str], None],
+        advance: Callable[[], None],
+    ) -> None:
+        self.out, self.settings, self.report, self.advance = out, settings, report, advance
+        self.validated = -1
+        self._seen = self._saved = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._saved = trainer.global_step
+        self._count(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        step = trainer.global_step
+        validates = self.settings.val_split and step % self.settings.val_every == 0
+        if step > self._saved and step % self.settings.save_every == 0 and not validates:
+            self._save(trainer)
+        self._count(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, SegmentationModule)
+        miou, self.validated = float(trainer.callback_metrics["miou"]), trainer.global_step
+        better = miou > module.best
+        loss = trainer.callback_metrics.get("loss")
+        text = f"step {self.validated} of {self.settings.steps}: mIoU {miou:.2f} %"
+        text += "" if loss is None else f", loss {float(loss):.3f}"
+        self.report(f"{text}, the best so far" if better else text)
+        if better:
+            module.best = miou
+            if trainer.is_global_zero:
+                save_pretrained(module.averaged, self.out / "best")
+        if trainer.training or trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["settings"] = asdict(self.settings)
+
+    def _count(self, trainer: pl.Trainer) -> None:
+        while self._seen < trainer.global_step:
+            self._seen += 1
+            self.advance()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self.out / RESUME)
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """A checkpoint replaces the one before only once it is whole."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        with write_whole(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+class _Whole(Dataset[Sample]):
+    """The images of a dataset that fall to one process."""
+
+    def __init__(self, dataset: SegmentationDataset, rank: int, world: int) -> None:
+        self.dataset, self.indices = dataset, range(rank, len(dataset), world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset.read(self.indices[index])
+
+
+def _validation(dataset: SegmentationDataset, rank: int, world: int) -> DataLoader[Any]:
+    whole = _Whole(dataset, rank, world)
+    return DataLoader(whole, batch_size=None, num_workers=0, collate_fn=_as_it_is)
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
+
+
+def _trainer(settings: TrainSettings, keeper: _Keeper, validated: bool) -> pl.Trainer:
+    if settings.precision == "f16" and settings.device == "cpu":
+        raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
+    world = int(os.environ.get("WORLD_SIZE", local))
+    callbacks: list[Callback] = [keeper]
+    if settings.patience and validated:
+        callbacks.append(EarlyStopping("miou", mode="max", patience=settings.patience))
+    logs = Path(settings.out) / "logs"
+    loggers: list[Logger] = [
+        CSVLogger(logs, name="csv"),
+        TensorBoardLogger(logs, name="tensorboard", version=""),
+    ]
+    try:
+        return pl.Trainer(
+            accelerator="gpu" if settings.device == "cuda" else settings.device,
+            devices=local,
+            num_nodes=max(world // local, 1),
+            strategy="ddp" if world > 1 else "auto",
+            sync_batchnorm=world > 1 and torch.cuda.is_available() and settings.device != "cpu",
+            precision=_PRECISIONS[settings.precision],  # type: ignore[arg-type]
+            max_steps=settings.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            val_check_interval=settings.val_every * settings.accumulate if validated else None,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=loggers,
+            log_every_n_steps=min(10, settings.val_every),
+            callbacks=callbacks,
+            plugins=[_WholeFiles()],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(f"device: {settings.device}, devices: {local}: {error}") from None
+
+
+def _weights(settings: TrainSettings, dataset: SegmentationDataset) -> torch.Tensor | None:
+    if settings.class_weights == "none":
+        return None
+    counts = np.zeros(256, np.int64)
+    for i in range(0, len(dataset), math.ceil(len(dataset) / _MOST_COUNTED)):
+        counts += np.bincount(dataset.read(i)[1].ravel(), minlength=256)
+    return class_weights(counts[: len(dataset.classes.labels)])
+
+
+def _check_same(checkpoint: Path, settings: TrainSettings) -> None:
+    """Refuse to go on with another run's settings.
+
+    Raises:
+        UsageError: which names what differs.
+    """
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["settings"]
+    now = asdict(settings)
+    other = [f"{key} was {saved[key]!r}" for key in now if now[key] != saved.get(key, now[key])]
+    other = [text for text in other if text.split()[0] not in _FREE]
+    if other:
+        raise UsageError(f"resume: not the run in {checkpoint.parent}: {', '.join(other)}")
