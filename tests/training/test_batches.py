@@ -36,13 +36,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> SegmentationDataset:
 
 def batches(dataset: SegmentationDataset, **kwargs: int) -> Iterator[Batch]:
     values = {"batch": 2, "batches": 7, "seed": 3, "workers": 0, **kwargs}
-    start = values.pop("start", 0)
     return iter(
         loader(
             dataset,
             Augmentation((80, 32)),
             Metadata(),
-            start=lambda: start,
             **values,
         )
     )
@@ -84,7 +82,6 @@ def test_every_image_is_seen_before_one_is_seen_again(dataset: SegmentationDatas
         Metadata(),
         batch=2,
         batches=10,
-        start=lambda: 0,
         seed=0,
         workers=0,
     ).batch_sampler

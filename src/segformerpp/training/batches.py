@@ -6,21 +6,24 @@ would have seen, and two processes see together what one with twice the batch do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from segformerpp.arguments import Size
-from segformerpp.data.datasets import SegmentationDataset
+from segformerpp.arguments import Size, parse_size
+from segformerpp.data.datasets import Sample, SegmentationDataset
 from segformerpp.data.masks import IGNORED
+from segformerpp.errors import UsageError
 from segformerpp.models.config import Metadata
 from segformerpp.tasks.segmentation import normalise
 from segformerpp.training.augmentation import Augmentation
+from segformerpp.training.settings import TrainSettings
 
 
 class Batch(NamedTuple):
@@ -69,14 +72,14 @@ class _Draws(Sampler[list[_Draw]]):
         images: how many there are.
         batch: images of each process.
         batches: of the whole run.
-        start: the number of the first batch; asked when they are begun.
+        start: the number of the first batch.
         rank, world: this process and how many there are.
     """
 
     images: int
     batch: int
     batches: int
-    start: Callable[[], int]
+    start: int
     rank: int
     world: int
     seed: int
@@ -87,7 +90,7 @@ class _Draws(Sampler[list[_Draw]]):
     def __iter__(self) -> Iterator[list[_Draw]]:
         lap, order = -1, np.empty(0, np.int64)
         together = self.batch * self.world
-        for number in range(self.start(), self.batches):
+        for number in range(self.start, self.batches):
             draws = []
             for place in range(self.rank * self.batch, (self.rank + 1) * self.batch):
                 this_lap, at = divmod(number * together + place, self.images)
@@ -105,7 +108,7 @@ def loader(
     *,
     batch: int,
     batches: int,
-    start: Callable[[], int],
+    start: int = 0,
     seed: int,
     workers: int,
     rank: int = 0,
@@ -119,7 +122,7 @@ def loader(
         metadata: for the normalisation.
         batch: images of each process.
         batches: of the whole run.
-        start: how many are behind us already; asked when the first is wanted.
+        start: how many are behind us already.
         seed: of all random numbers.
         workers: processes that read and change images; 0 for none.
         rank: of this process.
@@ -133,6 +136,80 @@ def loader(
         collate_fn=lambda samples: _collate(samples, size),
         pin_memory=torch.cuda.is_available(),
     )
+
+
+class Images(pl.LightningDataModule):
+    """What Lightning asks for the images of a run.
+
+    Args:
+        settings: of the run.
+        train_set: what to train on.
+        val_set: what to validate on.
+        metadata: for the normalisation.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        train_set: SegmentationDataset,
+        val_set: SegmentationDataset | None,
+        metadata: Metadata,
+    ) -> None:
+        super().__init__()
+        self.settings, self.train_set, self.val_set = settings, train_set, val_set
+        self.metadata = metadata
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """From the step on that the run has reached."""
+        assert self.trainer is not None
+        s = self.settings
+        scale = s.min_scale, s.max_scale
+        crop = parse_size("crop", s.crop)
+        return loader(
+            self.train_set,
+            Augmentation(crop, scale, s.max_class_share, s.balanced_crops, s.colour),
+            self.metadata,
+            batch=s.batch,
+            batches=s.steps * s.accumulate,
+            start=self.trainer.global_step * s.accumulate,
+            seed=s.seed,
+            workers=s.workers,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The images that fall to this process.
+
+        Raises:
+            UsageError: if there are fewer images than processes.
+        """
+        assert self.trainer is not None
+        if self.val_set is None:
+            return []
+        world = self.trainer.world_size
+        if len(self.val_set) < world:
+            raise UsageError(f"val_split: {len(self.val_set)} images for {world} processes")
+        own = _Whole(self.val_set, range(self.trainer.global_rank, len(self.val_set), world))
+        return DataLoader(own, batch_size=None, collate_fn=_as_it_is)
+
+
+@dataclass(frozen=True)
+class _Whole(Dataset[Sample]):
+    """Whole images, some of a dataset's."""
+
+    dataset: SegmentationDataset
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset.read(self.indices[index])
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
 
 
 def _collate(samples: list[tuple[np.ndarray, np.ndarray, int]], size: Size) -> Batch:

@@ -50,7 +50,9 @@ class SegmentationModule(pl.LightningModule):
         self.average: AveragedModel | None = None
         if settings.ema:
             self.average = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+            self.average.requires_grad_(False)
         self._counts = np.zeros((model.config.num_outputs,) * 2, np.int64)
+        self.train()
 
     @property
     def averaged(self) -> Segformer:
@@ -76,7 +78,7 @@ class SegmentationModule(pl.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
         logits = self.model(batch.images)
         loss = cross_entropy(logits, batch.masks, self.class_weights, self.settings.ohem)
-        self.log("loss", loss, prog_bar=True)
+        self.log("loss", loss, sync_dist=True)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +109,7 @@ class SegmentationModule(pl.LightningModule):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
         miou = mean_iou(counts.cpu().numpy())
-        self.log("miou", miou, prog_bar=True, rank_zero_only=False)
+        self.log("miou", miou)
 
     def configure_optimizers(self) -> Any:
         """AdamW; warm-up, a plateau, a polynomial fall."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -18,28 +19,24 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch.utils.data import DataLoader, Dataset
 
 from segformerpp.arguments import parse_size
 from segformerpp.checkpoints import load, save_pretrained
-from segformerpp.data.datasets import Sample, SegmentationDataset
-from segformerpp.data.files import write_whole
+from segformerpp.data.datasets import SegmentationDataset
 from segformerpp.data.labels import LabelSet
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
-from segformerpp.training.augmentation import Augmentation
-from segformerpp.training.batches import loader
+from segformerpp.training.batches import Images
+from segformerpp.training.keeping import RESUME, Keeper, WholeFiles
 from segformerpp.training.losses import class_weights
 from segformerpp.training.module import SegmentationModule
 from segformerpp.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
-RESUME = "resume.ckpt"
 #: Settings that a run may go on with other values of.
 _FREE = frozenset(
-    ("root", "out", "steps", "device", "workers", "save_every", "patience", "pictures")
+    ("root", "out", "steps", "device", "workers", "save_every", "log_every", "patience", "pictures")
 )
 _PRECISIONS = {"f32": "32-true", "bf16": "bf16-mixed", "f16": "16-mixed"}
 _MOST_COUNTED = 500
@@ -83,27 +80,9 @@ def train(
         raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
     model = build(settings, train_set.classes, train_set.name, train_set.reduce_labels)
     module = SegmentationModule(model, settings, _weights(settings, train_set))
-    keeper = _Keeper(out, settings, report, advance)
+    keeper = Keeper(out, settings, report, advance)
     trainer = _trainer(settings, keeper, validated=val_set is not None)
-    ready = loader(
-        train_set,
-        Augmentation(
-            parse_size("crop", settings.crop),
-            (settings.min_scale, settings.max_scale),
-            settings.max_class_share,
-            settings.balanced_crops,
-            settings.colour,
-        ),
-        module.model.metadata,
-        batch=settings.batch,
-        batches=settings.steps * settings.accumulate,
-        start=lambda: trainer.global_step * settings.accumulate,
-        seed=settings.seed,
-        workers=settings.workers,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-    )
-    to_validate = val_set and _validation(val_set, trainer.global_rank, trainer.world_size)
+    data = Images(settings, train_set, val_set, model.metadata)
     started = time.perf_counter()
     goes_on = resume and checkpoint.exists()
     if goes_on:
@@ -112,13 +91,13 @@ def train(
         warnings.simplefilter("ignore")
         try:
             path = checkpoint if goes_on else None
-            trainer.fit(module, ready, to_validate, ckpt_path=path, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
         except ImageError as error:  # with the traceback of a worker
             raise ImageError(str(error).splitlines()[-1].partition("ImageError: ")[2]) from None
-        if to_validate and keeper.validated != trainer.global_step:
-            trainer.validate(module, to_validate, verbose=False)
+        if val_set and keeper.validated != trainer.global_step:
+            trainer.validate(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         save_pretrained(module.averaged, out / "last")
     return {
@@ -157,7 +136,7 @@ def build(
     else:
         start = load(settings.model, num_classes=outputs)
         model = Segformer(replace(start.config, **rates), start.metadata, start.merge_plan)
-        fresh = model.head.classifier.state_dict()
+        fresh = copy.deepcopy(model.head.classifier.state_dict())
         model.load_state_dict(start.state_dict())
         if start.metadata.labels not in ((), classes.labels):
             model.head.classifier.load_state_dict(fresh)
@@ -176,94 +155,7 @@ def build(
     return model
 
 
-class _Keeper(Callback):
-    """Keeps the best weights, and what is needed to go on."""
-
-    def __init__(
-        self,
-        out: Path,
-        settings: TrainSettings,
-        report: Callable[[str], None],
-        advance: Callable[[], None],
-    ) -> None:
-        self.out, self.settings, self.report, self.advance = out, settings, report, advance
-        self.validated = -1
-        self._seen = self._saved = 0
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._saved = trainer.global_step
-        self._count(trainer)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        step = trainer.global_step
-        validates = self.settings.val_split and step % self.settings.val_every == 0
-        if step > self._saved and step % self.settings.save_every == 0 and not validates:
-            self._save(trainer)
-        self._count(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, SegmentationModule)
-        miou, self.validated = float(trainer.callback_metrics["miou"]), trainer.global_step
-        better = miou > module.best
-        loss = trainer.callback_metrics.get("loss")
-        text = f"step {self.validated} of {self.settings.steps}: mIoU {miou:.2f} %"
-        text += "" if loss is None else f", loss {float(loss):.3f}"
-        self.report(f"{text}, the best so far" if better else text)
-        if better:
-            module.best = miou
-            if trainer.is_global_zero:
-                save_pretrained(module.averaged, self.out / "best")
-        if trainer.training or trainer.state.fn == "fit":
-            self._save(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["settings"] = asdict(self.settings)
-
-    def _count(self, trainer: pl.Trainer) -> None:
-        while self._seen < trainer.global_step:
-            self._seen += 1
-            self.advance()
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        self._saved = trainer.global_step
-        trainer.save_checkpoint(self.out / RESUME)
-
-
-class _WholeFiles(TorchCheckpointIO):
-    """A checkpoint replaces the one before only once it is whole."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        with write_whole(Path(path)) as file:
-            torch.save(checkpoint, file)
-
-
-class _Whole(Dataset[Sample]):
-    """The images of a dataset that fall to one process."""
-
-    def __init__(self, dataset: SegmentationDataset, rank: int, world: int) -> None:
-        self.dataset, self.indices = dataset, range(rank, len(dataset), world)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset.read(self.indices[index])
-
-
-def _validation(dataset: SegmentationDataset, rank: int, world: int) -> DataLoader[Any]:
-    whole = _Whole(dataset, rank, world)
-    return DataLoader(whole, batch_size=None, num_workers=0, collate_fn=_as_it_is)
-
-
-def _as_it_is(sample: Any) -> Any:
-    return sample
-
-
-def _trainer(settings: TrainSettings, keeper: _Keeper, validated: bool) -> pl.Trainer:
+def _trainer(settings: TrainSettings, keeper: Keeper, validated: bool) -> pl.Trainer:
     if settings.precision == "f16" and settings.device == "cpu":
         raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -292,9 +184,9 @@ def _trainer(settings: TrainSettings, keeper: _Keeper, validated: bool) -> pl.Tr
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=loggers,
-            log_every_n_steps=min(10, settings.val_every),
+            log_every_n_steps=settings.log_every,
             callbacks=callbacks,
-            plugins=[_WholeFiles()],
+            plugins=[WholeFiles()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -58,6 +58,7 @@ class TrainSettings:
         devices: processes on this machine; torchrun decides for itself
         workers: processes that read images, for each training process
         val_every: steps between validations
+        log_every: steps between entries of the loss in the logs
         save_every: steps between checkpoints to go on from
         patience: validations without a better mIoU before training ends; 0 for no early end
         pictures: predictions on validation images in the log of TensorBoard
@@ -101,6 +102,7 @@ class TrainSettings:
     devices: int = 1
     workers: int = 2
     val_every: int = 1000
+    log_every: int = 10
     save_every: int = 500
     patience: int = 0
     pictures: int = 4
@@ -115,7 +117,15 @@ class TrainSettings:
         if not self.root:
             raise UsageError("root: the folder with the dataset is needed")
         parse_size("crop", self.crop)
-        for key in ("batch", "accumulate", "steps", "devices", "val_every", "save_every"):
+        for key in (
+            "batch",
+            "accumulate",
+            "steps",
+            "devices",
+            "val_every",
+            "log_every",
+            "save_every",
+        ):
             self._refuse_unless(key, getattr(self, key) >= 1, "1 or more")
         for key in ("warmup", "workers", "patience", "pictures"):
             self._refuse_unless(key, getattr(self, key) >= 0, "0 or more")

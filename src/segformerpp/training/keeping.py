@@ -1,0 +1,90 @@
+"""What a run keeps on disk: its best weights, and what it can go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from segformerpp.checkpoints import save_pretrained
+from segformerpp.data.files import write_whole
+from segformerpp.training.module import SegmentationModule
+from segformerpp.training.settings import TrainSettings
+
+RESUME = "resume.ckpt"
+
+
+class Keeper(Callback):
+    """Keeps the best weights, and what is needed to go on."""
+
+    def __init__(
+        self,
+        out: Path,
+        settings: TrainSettings,
+        report: Callable[[str], None],
+        advance: Callable[[], None],
+    ) -> None:
+        self.out, self.settings, self.report, self.advance = out, settings, report, advance
+        self.validated = -1
+        self._seen = self._saved = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Count what an earlier run has done."""
+        self._saved = trainer.global_step
+        self._count(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Save, unless a validation comes next, which saves too."""
+        step = trainer.global_step
+        validates = self.settings.val_split and step % self.settings.val_every == 0
+        if step > self._saved and step % self.settings.save_every == 0 and not validates:
+            self._save(trainer)
+        self._count(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Keep the weights if they are the best, then save."""
+        assert isinstance(module, SegmentationModule)
+        miou, self.validated = float(trainer.callback_metrics["miou"]), trainer.global_step
+        better = miou > module.best
+        loss = trainer.callback_metrics.get("loss")
+        text = f"step {self.validated} of {self.settings.steps}: mIoU {miou:.2f} %"
+        text += "" if loss is None else f", loss {float(loss):.3f}"
+        self.report(f"{text}, the best so far" if better else text)
+        if better:
+            module.best = miou
+            if trainer.is_global_zero:
+                save_pretrained(module.averaged, self.out / "best")
+        if trainer.training or trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the settings, to compare with those of a run that goes on."""
+        checkpoint["settings"] = asdict(self.settings)
+
+    def _count(self, trainer: pl.Trainer) -> None:
+        while self._seen < trainer.global_step:
+            self._seen += 1
+            self.advance()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self.out / RESUME)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """A checkpoint replaces the one before only once it is whole."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write beside, then rename."""
+        with write_whole(Path(path)) as file:
+            torch.save(checkpoint, file)
