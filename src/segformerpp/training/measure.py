@@ -94,16 +94,15 @@ def prepare(settings: dict[str, Any], classes: int) -> tuple[Callable[[], object
     import torch
 
     from segformerpp.training.losses import cross_entropy
-    from segformerpp.training.module import SegmentationModule
-    from segformerpp.training.run import build
+    from segformerpp.training.network import adamw, build
 
     run = TrainSettings(**settings)
     names = tuple(f"class {i}" for i in range(classes))
     model = build(run, LabelSet(names, generated_palette(classes)), "random images")
     device = torch.device(run.device)
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16}.get(run.precision)
-    module = SegmentationModule(model, run, None).train().to(device)
-    optimizer = module.configure_optimizers()["optimizer"]
+    model = model.train().to(device)
+    optimizer = adamw(model, run)
     images, masks = (part.to(device) for part in random_batch(run, classes))
 
     def step() -> None:
@@ -113,8 +112,6 @@ def prepare(settings: dict[str, Any], classes: int) -> tuple[Callable[[], object
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if module.average is not None:
-            module.average.update_parameters(model)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -20,6 +20,7 @@ from segformerpp.tasks import segmentation
 from segformerpp.tasks.segmentation_result import SegmentationResult
 from segformerpp.training.batches import Batch
 from segformerpp.training.losses import cross_entropy
+from segformerpp.training.network import adamw, rate_at
 from segformerpp.training.settings import TrainSettings
 
 #: The average reaches its full decay only as fast as there are steps to average.
@@ -112,20 +113,11 @@ class SegmentationModule(pl.LightningModule):
         self.log("miou", miou)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; warm-up, a plateau, a polynomial fall."""
-        s = self.settings
-        groups = []
-        for part, factor in ((self.model.encoder, 1.0), (self.model.head, s.head_lr_factor)):
-            rate = s.lr * factor
-            parameters = [p for p in part.parameters() if p.requires_grad]
-            matrices = [p for p in parameters if p.ndim > 1]
-            vectors = [p for p in parameters if p.ndim <= 1]
-            groups += [
-                {"params": matrices, "lr": rate, "weight_decay": s.weight_decay},
-                {"params": vectors, "lr": rate, "weight_decay": 0.0},
-            ]
-        optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, s))
+        """AdamW, and the schedule of the learning rates."""
+        optimizer = adamw(self.model, self.settings)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_at(step, self.settings)
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -157,13 +149,3 @@ class SegmentationModule(pl.LightningModule):
         else:
             for average, value in zip(averages, values, strict=True):
                 average.copy_(value)
-
-
-def rate_at(step: int, settings: TrainSettings) -> float:
-    """The learning rate in a step, as a share of the highest."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    held = settings.warmup + settings.hold * (settings.steps - settings.warmup)
-    if step < held:
-        return 1.0
-    return float((1 - (step - held) / (settings.steps - held)) ** settings.power)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from segformerpp.arguments import parse_size
-from segformerpp.checkpoints import load, save_pretrained
+from segformerpp.checkpoints import save_pretrained
 from segformerpp.data.datasets import SegmentationDataset
-from segformerpp.data.labels import LabelSet
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
 from segformerpp.training.batches import Images
 from segformerpp.training.keeping import RESUME, Keeper, WholeFiles
 from segformerpp.training.losses import class_weights
 from segformerpp.training.module import SegmentationModule
+from segformerpp.training.network import build
 from segformerpp.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -108,51 +105,6 @@ def train(
         "miou": round(module.best, 2) if val_set else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
-
-
-def build(
-    settings: TrainSettings, classes: LabelSet, data: str, reduce_labels: bool = False
-) -> Segformer:
-    """The network to train.
-
-    Args:
-        settings: of the run.
-        classes: that it is to tell apart.
-        data: what it is trained on, for its metadata.
-        reduce_labels: see `Metadata`.
-
-    Raises:
-        CheckpointError: if it is to start from one that cannot be loaded.
-        PlanError: if the merge plan is not understood.
-    """
-    rates: dict[str, Any] = {"drop_path": settings.drop_path, "dropout": settings.dropout}
-    torch.manual_seed(settings.seed)
-    outputs = len(classes.labels)
-    if settings.model in SIZES:
-        config = SegformerConfig.of_size(
-            settings.model, num_outputs=outputs, head_kind=settings.head_kind, **rates
-        )
-        model = Segformer(config, Metadata())
-    else:
-        start = load(settings.model, num_classes=outputs)
-        model = Segformer(replace(start.config, **rates), start.metadata, start.merge_plan)
-        fresh = copy.deepcopy(model.head.classifier.state_dict())
-        model.load_state_dict(start.state_dict())
-        if start.metadata.labels not in ((), classes.labels):
-            model.head.classifier.load_state_dict(fresh)
-    model.metadata = replace(
-        model.metadata,
-        labels=classes.labels,
-        palette=classes.palette,
-        image_size=parse_size("crop", settings.crop),
-        reduce_labels=reduce_labels,
-        head_trained=True,
-        source=f"trained by segformerpp on {data}, from {settings.model}",
-    )
-    if settings.merge:
-        model.merge_plan = settings.merge
-    model.encoder.gradient_checkpointing = settings.checkpointing
-    return model
 
 
 def _trainer(settings: TrainSettings, keeper: Keeper, validated: bool) -> pl.Trainer:
