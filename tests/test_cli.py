@@ -261,7 +261,7 @@ def test_no_or_wrong_command(capsys: Captured) -> None:
     assert cli.main(["foo"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 2
-    assert "'predict', 'bench', 'export', 'models', 'plans', 'cache'" in err
+    assert "'predict', 'eval', 'bench', 'train', 'export', 'models', 'plans', 'cache'" in err
 
 
 def test_a_full_disk(

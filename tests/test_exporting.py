@@ -16,7 +16,7 @@ import segformerpp as sfpp
 from segformerpp import exporting
 from segformerpp.cli import main
 from segformerpp.errors import UsageError
-from segformerpp.evaluation import find_pairs
+from segformerpp.evaluation.agreement import find_pairs
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer
 from tests.models.test_segformer import tiny

@@ -10,12 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from segformerpp import evaluation
 from segformerpp.arguments import Size, checked_size, whole_number
 from segformerpp.calibration import Calibration
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
 from segformerpp.data.files import expand_user
 from segformerpp.errors import UsageError
+from segformerpp.evaluation import agreement
 from segformerpp.merging import MergePlan
 from segformerpp.runtimes.export import ENDINGS, FileForm, Range, write
 
@@ -111,9 +111,9 @@ def export(
 
 
 def compare(
-    exported: Exported, pairs: Sequence[evaluation.Pair], advance: Callable[[], None]
+    exported: Exported, pairs: Sequence[agreement.Pair], advance: Callable[[], None]
 ) -> dict[str, Any]:
-    """Compare label maps of a file with those of the same file in f32; see `evaluation.compare`.
+    """Compare label maps of a file with those of the same file in f32; see `agreement.compare`.
 
     Raises:
         UsageError, ImageError: see there.
@@ -122,9 +122,9 @@ def compare(
     with TemporaryDirectory() as folder:
         plain, form = Path(folder, f"f32{path.suffix}"), replace(exported.form, precision="f32")
         write(network, plain, form)
-        first = evaluation.exported(plain, network.metadata, form)
-        second = evaluation.exported(path, network.metadata, exported.form)
-        return evaluation.compare(
+        first = agreement.exported(plain, network.metadata, form)
+        second = agreement.exported(path, network.metadata, exported.form)
+        return agreement.compare(
             *(first, second, pairs, network.config.num_outputs, network.metadata.reduce_labels),
             advance,
         )

@@ -13,18 +13,18 @@ from segformerpp.errors import UsageError
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check(path: Path) -> None:
-    """Refuse what cannot be drawn; quick.
+def check(path: Path, key: str = "plot") -> None:
+    """Refuse what cannot be drawn; quick. `key` names the option in errors.
 
     Raises:
         UsageError: if matplotlib is missing, or the file's format is not one of `FORMATS`.
     """
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"plot: a file ending in {', '.join(FORMATS)}, not {path}")
+        raise UsageError(f"{key}: a file ending in {', '.join(FORMATS)}, not {path}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError('plot: needs matplotlib: pip install "segformerpp[plot]"') from None
+        raise UsageError(f'{key}: needs matplotlib: pip install "segformerpp[plot]"') from None
 
 
 def plot(rows: Sequence[dict[str, Any]], file: BinaryIO, form: str) -> None:

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from segformerpp import __version__
 from segformerpp.cli.bench import bench
 from segformerpp.cli.cache import cache
+from segformerpp.cli.eval import eval
 from segformerpp.cli.export import export
 from segformerpp.cli.models import models
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
@@ -27,7 +28,11 @@ from segformerpp.cli.train import train
 from segformerpp.errors import SegformerppError
 from segformerpp.terminal import complain, messages
 
-COMMANDS: tuple[Callable[..., int], ...] = (predict, bench, train, export, models, plans, cache)
+Command = Callable[..., int]
+COMMANDS: tuple[Command, ...] = (
+    *(predict, eval, bench, train, export),
+    *(models, plans, cache),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from segformerpp.arguments import parse_size
-from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, say
+from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, parse_items, parse_plans, say
 from segformerpp.errors import UsageError
 from segformerpp.terminal import Progress, complain, print_table
 
@@ -79,12 +79,12 @@ def bench(
     from segformerpp.models.config import SIZES
 
     whole_number("rounds", rounds, 3)
-    sizes = [parse_size("size", text) for text in _items("size", size)]
-    batches = [_whole("batch", text) for text in _items("batch", batch)]
-    plans = _plans(merge)
+    sizes = [parse_size("size", text) for text in parse_items("size", size)]
+    batches = [_whole("batch", text) for text in parse_items("batch", batch)]
+    plans = parse_plans(merge)
     for plan in plans:
         MergePlan.parse(plan)
-    names, precisions = _items("runtime", runtime), _items("precision", precision)
+    names, precisions = parse_items("runtime", runtime), parse_items("precision", precision)
     for name in names:
         for kind in precisions:
             runtimes.check(name, kind, device, threads)
@@ -149,20 +149,6 @@ def _show(rows: list[dict[str, Any]]) -> None:
     print_table(header, lines)
     first = rows[0]
     print(f"{first['model']} on {first['processor']}, {first['threads']} threads, {first['date']}")
-
-
-def _items(key: str, text: str, separator: str = ",") -> list[str]:
-    found = [item for part in text.split(separator) if (item := part.strip())]
-    if not found:
-        raise UsageError(f"{key}: one or more, with {separator} between, not {text!r}")
-    return found
-
-
-def _plans(text: str) -> list[str]:
-    """Names and files with commas between; keyword strings, which have commas, with ; between."""
-    if "=" in text and ";" not in text:
-        return [text]
-    return _items("merge", text, ";" if ";" in text else ",")
 
 
 def _whole(key: str, text: str) -> int:

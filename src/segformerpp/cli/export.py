@@ -69,9 +69,10 @@ def export(
     """
     import json as json_format
 
-    from segformerpp import evaluation, exporting
+    from segformerpp import exporting
     from segformerpp.benchmark.run import machine
     from segformerpp.data.files import check_writable, write_whole
+    from segformerpp.evaluation.agreement import find_pairs
 
     if precision != "int8" and (calibrate or test):
         raise UsageError("calibrate, test: only for the precision int8")
@@ -79,7 +80,7 @@ def export(
         raise UsageError("masks: of the images of --test, which is missing")
     if json:
         check_writable("json", Path(json).parent)
-    pairs = evaluation.find_pairs(test, masks) if test else []
+    pairs = find_pairs(test, masks) if test else []
     if calibrate:
         say("quantising: half a second for each image and megapixel (B0; others longer)", quiet)
     written = exporting.export(

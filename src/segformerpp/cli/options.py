@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from segformerpp.arguments import parse_size
 from segformerpp.errors import UsageError
 
@@ -20,3 +22,25 @@ def say(text: str, quiet: bool) -> None:
     """Print unless the user wants silence."""
     if not quiet:
         print(text)
+
+
+def parse_tile(text: str) -> tuple[int, int] | Literal["auto"] | None:
+    """Read ``auto``, ``none``, or height x width."""
+    if text == "auto":
+        return "auto"
+    return None if text == "none" else parse_size("tile", text)
+
+
+def parse_items(key: str, text: str, separator: str = ",") -> list[str]:
+    """Read one or more words with a separator between; `key` names the option in errors."""
+    found = [item for part in text.split(separator) if (item := part.strip())]
+    if not found:
+        raise UsageError(f"{key}: one or more, with {separator} between, not {text!r}")
+    return found
+
+
+def parse_plans(text: str) -> list[str]:
+    """Names and files with commas between; keyword strings, which have commas, with ; between."""
+    if "=" in text and ";" not in text:
+        return [text]
+    return parse_items("merge", text, ";" if ";" in text else ",")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-from typing import Any
 
 from segformerpp.arguments import parse_size
 from segformerpp.cli.options import (
@@ -12,6 +11,7 @@ from segformerpp.cli.options import (
     SOME_FAILED,
     SUCCESS,
     parse_overlap,
+    parse_tile,
     say,
 )
 from segformerpp.errors import ImageError
@@ -97,8 +97,7 @@ def predict(
     from segformerpp.results_folder import ResultsFolder, segment_files
 
     network_size = None if size is None else parse_size("size", size)
-    special: dict[str, Any] = {"auto": "auto", "none": None}
-    tiles = special[tile] if tile in special else parse_size("tile", tile)
+    tiles = parse_tile(tile)
     overlaps = None if overlap is None else parse_overlap(overlap)
     folder = ResultsFolder(out, re.split(r"\s*,\s*", save.strip()), json, resume)
     files = find_images(sources, skip=folder.folder, outputs=folder.outputs)

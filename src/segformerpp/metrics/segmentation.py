@@ -32,3 +32,18 @@ def mean_iou(confusion: np.ndarray) -> float:
     """Mean over the classes that occur, in percent; NaN if none does."""
     values = iou(confusion)
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """The share of pixels with the right class, in percent; NaN if there are none."""
+    total = confusion.sum()
+    return float(100 * np.trace(confusion) / total) if total else float("nan")
+
+
+def frequency_weighted_iou(confusion: np.ndarray) -> float:
+    """The mean of the classes' IoU weighted by their true pixels, in percent; NaN without any."""
+    true = confusion.sum(1)
+    present = true > 0
+    if not present.any():
+        return float("nan")
+    return float((iou(confusion)[present] * true[present]).sum() / true.sum())

@@ -12,15 +12,13 @@ from PIL import Image
 
 from segformerpp.data.files import IMAGE_EXTENSIONS, expand_user, find_images
 from segformerpp.data.images import read_image
+from segformerpp.data.masks import IGNORED, Encode, from_ids, read_mask
 from segformerpp.errors import UsageError
 from segformerpp.metrics.segmentation import confusion, mean_iou
 from segformerpp.models.config import Metadata
 from segformerpp.runtimes.export import FileForm
 from segformerpp.runtimes.graph import IMAGES
 from segformerpp.tasks import segmentation
-
-#: The id of pixels that do not count.
-IGNORED = 255
 
 Segmenter = Callable[[Path], np.ndarray]
 
@@ -77,15 +75,15 @@ def compare(
         and ``miou``, of the first and the second. In percent.
 
     Raises:
-        ImageError: if an image cannot be read.
-        UsageError: if a mask cannot be read, or has another size than its image.
+        ImageError: if an image or a mask cannot be read, or a mask has another size.
     """
+    encode = _lenient(classes, reduce_labels)
     counts, agreements = np.zeros((2, classes, classes), np.int64), []
     for pair in pairs:
         maps = first(pair.image), second(pair.image)
         agreements.append(float((maps[0] == maps[1]).mean()))
         if pair.mask:
-            mask = _read_mask(pair.mask, maps[0].shape, reduce_labels)
+            mask = read_mask(pair.mask, (maps[0].shape[0], maps[0].shape[1]), encode)
             counts += [confusion(label_map, mask, classes) for label_map in maps]
         advance()
     row = {"images": len(pairs), "agreement": round(100 * float(np.mean(agreements)), 2)}
@@ -135,15 +133,8 @@ def exported(path: Path, metadata: Metadata, form: FileForm) -> Segmenter:
     return segment
 
 
-def _read_mask(path: Path, size: tuple[int, ...], reduce_labels: bool) -> np.ndarray:
-    try:
-        with Image.open(path) as file:
-            mask = np.asarray(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a mask: {error}") from None
-    if mask.shape != size:
-        raise UsageError(
-            f"{path}: a mask has one id for each pixel of its image, {'x'.join(map(str, size))}, "
-            f"not {'x'.join(map(str, mask.shape))}"
-        )
-    return np.where(mask == 0, IGNORED, mask.astype(np.int64) - 1) if reduce_labels else mask
+def _lenient(classes: int, reduce_labels: bool) -> Encode:
+    """For masks of class ids, in which any other number means that a pixel does not count."""
+    first = int(reduce_labels)
+    ids = range(first, first + classes)
+    return from_ids(ids, ignored=[i for i in range(IGNORED + 1) if i not in ids])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segformerpp.errors import UsageError
-from segformerpp.evaluation import Pair, compare, find_pairs
+from segformerpp.errors import ImageError, UsageError
+from segformerpp.evaluation.agreement import Pair, compare, find_pairs
 
 
 def write(path: Path, array: np.ndarray) -> Path:
@@ -53,8 +53,8 @@ def test_masks_that_are_none(tmp_path: Path) -> None:
         pair = Pair(tmp_path / "x.png", mask)
         compare(lambda _: found, lambda _: found, [pair], 2, False, lambda: None)
 
-    with pytest.raises(UsageError, match=r"one id for each pixel of its image, 2x2, not 2x3"):
+    with pytest.raises(ImageError, match=r"size.png: the mask is 2x3, its image 2x2"):
         run(write(tmp_path / "size.png", np.zeros((2, 3))))
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UsageError, match="cannot be read as a mask"):
+    with pytest.raises(ImageError, match=r"broken.png: cannot be read as a mask"):
         run(tmp_path / "broken.png")

@@ -1,0 +1,1 @@
+"""How good predictions are: against masks, and beside those of another form of the network."""
