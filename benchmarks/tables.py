@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md and docs/small-boards.md from benchmarks/results/*.json.
+"""Write the tables of the pages below docs/ from benchmarks/results/*.json.
 
 python benchmarks/tables.py            # writes them
 python benchmarks/tables.py --check    # fails if they are not what the results say
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/performance.md", "docs/small-boards.md")
+PAGES = ("docs/performance.md", "docs/small-boards.md", "docs/accuracy.md")
 PLANS = ("none", "hq", "fast", "2x2")
 Row = dict[str, Any]
 
@@ -80,12 +80,44 @@ def int8(rows: list[Row]) -> Iterable[list[str]]:
         ]
 
 
+def accuracy(rows: list[Row]) -> Iterable[list[str]]:
+    """Every preset at every size."""
+    header = ["size", "plan", "mIoU", "lost", "labels as under `none`", "pixel accuracy"]
+    yield [*header, "speed-up"]
+    for size, group in groupby(rows, lambda r: r["size"]):
+        first, *_ = found = list(group)
+        name = "360x480, their own" if size == "own" else f"{size}, upsampled"
+        for row in found:
+            lost = first["miou"] - row["miou"]
+            yield [
+                *(name, f"`{row['merge']}`", f"{row['miou']:.2f}", f"{lost:.2f}"),
+                *(f"{row['agreement']:.2f} %", f"{row['pixel_accuracy']:.2f} %"),
+                f"{row['speed_up']:.2f}",
+            ]
+
+
+def training(rows: list[Row]) -> Iterable[list[str]]:
+    """Step time and peak memory, and in brackets the share of the peer's."""
+    plans = list(dict.fromkeys(row["merge"] for row in rows if row["merge"] != "transformers"))
+    yield ["", "", "transformers", *(f"`{plan}`" for plan in plans)]
+    for model, group in groupby(rows, lambda r: r["model"]):
+        found = {row["merge"]: row for row in group}
+        peer, ours = found["transformers"], [found[plan] for plan in plans]
+        shares = ["" if r["time_ratio"] is None else f" ({r['time_ratio']:.2f})" for r in ours]
+        times = [_time(r) + share for r, share in zip(ours, shares, strict=True)]
+        yield [model.upper(), "ms for a step", _time(peer), *times]
+        memory = [f"{r['peak_memory_mb']:.0f} ({r['memory_ratio']:.2f})" for r in ours]
+        yield [model.upper(), "peak MB", f"{peer['peak_memory_mb']:.0f}", *memory]
+
+
 TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "peers": peers,
     "memory": memory,
     "folder": folder,
     "bench": bench,
     "int8": int8,
+    "accuracy": accuracy,
+    "training": training,
 }
 
 

@@ -93,13 +93,15 @@ def prepare(settings: dict[str, Any], classes: int) -> tuple[Callable[[], object
     """A training step on random images, for a `Worker`."""
     import torch
 
+    from segformerpp.runtimes.pytorch import accelerators
     from segformerpp.training.losses import cross_entropy
     from segformerpp.training.network import adamw, build
 
     run = TrainSettings(**settings)
     names = tuple(f"class {i}" for i in range(classes))
     model = build(run, LabelSet(names, generated_palette(classes)), "random images")
-    device = torch.device(run.device)
+    present = [*accelerators(), "cpu"]
+    device = torch.device(present[0] if run.device == "auto" else run.device)
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16}.get(run.precision)
     model = model.train().to(device)
     optimizer = adamw(model, run)
