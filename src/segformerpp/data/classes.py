@@ -34,7 +34,7 @@ class FolderClasses:
 
         Each class is a name, or ``{name, id, color}``: `id` is its number in the masks (its place
         in the list by default), `color` its RGB colour in them and in pictures. What `ignore`
-        lists, numbers and colours, does not count; by default it is 255.
+        lists, numbers and colours, does not count; by default it is 255, unless a class has that.
 
         Raises:
             UsageError: which names the entry and what would be right.
@@ -43,7 +43,7 @@ class FolderClasses:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"classes: {path} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter for dates that are none
             raise UsageError(f"classes: {path} is not YAML: {_one_line(error)}") from None
         try:
             return cls._of(data)
@@ -65,7 +65,8 @@ class FolderClasses:
             given = [value for value in values if value is not None]
             if twice := [value for value in given if given.count(value) > 1]:
                 raise UsageError(f"two classes have the {what} {twice[0]!r}")
-        ignored_ids, ignored_colours = _ignored(data.get("ignore", [IGNORED]))
+        default = [] if IGNORED in ids else [IGNORED]
+        ignored_ids, ignored_colours = _ignored(data.get("ignore", default))
         if both := [value for value in ignored_ids if value in ids]:
             raise UsageError(f"ignore: {both[0]} is the id of a class")
         if both_colours := [value for value in ignored_colours if value in colours]:

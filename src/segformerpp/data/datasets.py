@@ -172,6 +172,20 @@ DATASETS: dict[str, Callable[[Path, str], SegmentationDataset]] = {
 }
 
 
+def mask_files(folder: Path, end: str = "") -> dict[str, Path]:
+    """Masks by their relative path, without `end`, or else without extension.
+
+    Raises:
+        UsageError: if two have the same.
+    """
+    found: dict[str, Path] = {}
+    for name, path in _image_files(folder, end):
+        if name in found:
+            raise UsageError(f"masks: {found[name]} and {path.name} are masks of the same image")
+        found[name] = path
+    return found
+
+
 def _pairs(
     root: Path, split: str, images: str, masks: str, image_end: str = "", mask_end: str = ""
 ) -> tuple[Pair, ...]:
@@ -179,7 +193,7 @@ def _pairs(
     for name in (images, masks):
         if not (root / name).is_dir():
             raise UsageError(f"split: {split!r} is not there: no folder {root / name}")
-    by_name = dict(_image_files(root / masks, mask_end))
+    by_name = mask_files(root / masks, mask_end)
     found = [(path, by_name.get(name)) for name, path in _image_files(root / images, image_end)]
     if not found:
         raise UsageError(f"root: there are no images in {root / images}")
@@ -192,14 +206,13 @@ def _pairs(
 
 def _image_files(folder: Path, end: str) -> list[tuple[str, Path]]:
     """Relative names, without the end or else the extension, and paths, in order."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS)
-    return [
-        (
-            path.relative_to(folder).as_posix().removesuffix(end)
-            if end
-            else path.relative_to(folder).with_suffix("").as_posix(),
-            path,
-        )
-        for path in files
-        if path.name.endswith(end)
-    ]
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        # Hidden ones are what file managers and editors leave behind.
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or path.suffix.lower() not in IMAGE_EXTENSIONS or not path.name.endswith(end):
+            continue
+        plain = name.as_posix().removesuffix(end) if end else name.with_suffix("").as_posix()
+        found.append((plain, path))
+    return found

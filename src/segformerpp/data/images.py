@@ -82,7 +82,7 @@ def write_image(path: str | Path, image: np.ndarray | Image.Image) -> None:
     try:
         encoded = _encode(image, path.suffix.lower())
     except (OSError, ValueError, cv2.error) as error:
-        raise ImageError(f"{path}: {_reason(error)}") from None
+        raise ImageError(f"{path}: {reason(error)}") from None
     with write_whole(path) as file:
         file.write(encoded)
 
@@ -198,10 +198,11 @@ def _one_line(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ImageError(f"{name}: {_reason(error)}") from None
+        raise ImageError(f"{name}: {reason(error)}") from None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a decoder or the system says, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segformerpp.errors import ImageError
+from segformerpp.data.images import reason
+from segformerpp.errors import ImageError, UsageError
 
 #: The id of pixels that do not count.
 IGNORED = 255
@@ -18,6 +19,8 @@ Colour = tuple[int, int, int]
 
 _NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOURS = ("RGB", "RGBA")
+#: What Pillow multiplies grey of 2 and 4 bits with.
+_SCALES: dict[object, int] = {"L;2": 85, "L;4": 17}
 #: How many of the values that are unknown an error names.
 _NAMED = 5
 
@@ -37,19 +40,28 @@ def read_mask(path: Path, size: tuple[int, int], encode: Encode) -> np.ndarray:
         with Image.open(path) as file:
             if file.mode not in (*_NUMBERS, *_COLOURS):
                 raise ImageError(f"a mask holds numbers or RGB colours, not {file.mode}")
+            scale = _SCALES.get(file.tile[0][3], 1) if file.tile else 1
             values = np.asarray(file)[..., :3] if file.mode in _COLOURS else np.asarray(file)
+        if scale > 1:
+            values = values // scale
         if values.shape[:2] != size:
             own, image = ("x".join(map(str, shape)) for shape in (values.shape[:2], size))
             raise ImageError(f"the mask is {own}, its image {image}")
         return encode(values)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: cannot be read as a mask: {error}") from None
+    except Exception as error:  # whatever a decoder makes of a broken file
+        raise ImageError(f"{path}: cannot be read as a mask: {reason(error)}") from None
 
 
 def from_ids(ids: Sequence[int], ignored: Sequence[int] = (IGNORED,)) -> Encode:
-    """For masks of numbers: `ids` in the order of the classes, and those that do not count."""
+    """For masks of numbers: `ids` in the order of the classes, and those that do not count.
+
+    Raises:
+        UsageError: if there are more classes than ids in 8 bits.
+    """
+    if len(ids) > IGNORED:
+        raise UsageError(f"masks: of at most {IGNORED} classes, not {len(ids)}")
     table = np.full(2 + max([*ids, *ignored]), -1, np.int16)  # the last for all that are larger
     table[list(ignored)] = IGNORED
     table[list(ids)] = np.arange(len(ids))
