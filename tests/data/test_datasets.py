@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from segformerpp.errors import ImageError, UsageError
 SIZE = (6, 8)
 
 
-def write(path: Path, values: object = 0) -> Path:
+def write(path: Path, values: Any = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.broadcast_to(np.array(values, np.uint8), SIZE if np.ndim(values) < 2 else (*SIZE, 3))
     Image.fromarray(array).save(path)

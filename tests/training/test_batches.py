@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +90,10 @@ def test_every_image_is_seen_before_one_is_seen_again(dataset: SegmentationDatas
     laps = [tuple(images[i : i + 5]) for i in range(0, 20, 5)]
     assert all(sorted(lap) == [0, 1, 2, 3, 4] for lap in laps)
     assert len(set(laps)) > 1
+
+
+def test_loaders_can_be_sent_to_processes(dataset: SegmentationDataset) -> None:
+    """As is done where processes are not forked."""
+    made = loader(dataset, Augmentation((8, 8)), Metadata(), batch=1, batches=1, seed=0, workers=0)
+    sent = pickle.loads(pickle.dumps((made.dataset, made.collate_fn)))
+    assert len(sent[0]) == 5

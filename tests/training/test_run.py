@@ -113,6 +113,18 @@ def test_killed_runs_end_with_the_same_weights(root: Path, tmp_path: Path) -> No
         assert_same(weights(tmp_path / "a" / name), weights(tmp_path / "b" / name))
 
 
+def test_interrupted(root: Path, tmp_path: Path) -> None:
+    words = command(root, tmp_path, steps=10_000)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / RESUME).exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted: the same command with --resume goes on"
+
+
 @pytest.mark.parametrize("done", [3, 4, 6])
 def test_goes_on_from_any_step(
     root: Path, sets: list[SegmentationDataset], tmp_path: Path, done: int

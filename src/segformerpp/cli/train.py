@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segformerpp.cli.options import SOME_FAILED, SUCCESS, say
+from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, say
 from segformerpp.errors import UsageError
 from segformerpp.terminal import Progress, complain, print_table
 from segformerpp.training.settings import TrainSettings
@@ -76,7 +76,11 @@ def train(
                 return SOME_FAILED
         if check_data:
             return SUCCESS
-        rows = [_train(settings, sets, resume, quiet)]
+        try:
+            rows = [_train(settings, sets, resume, quiet)]
+        except KeyboardInterrupt:
+            complain("interrupted: the same command with --resume goes on")
+            return INTERRUPTED
     if json and first:
         with write_whole(Path(json)) as file:
             file.write(json_format.dumps(rows, indent=1).encode() + b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -65,16 +66,7 @@ def from_ids(ids: Sequence[int], ignored: Sequence[int] = (IGNORED,)) -> Encode:
     table = np.full(2 + max([*ids, *ignored]), -1, np.int16)  # the last for all that are larger
     table[list(ignored)] = IGNORED
     table[list(ids)] = np.arange(len(ids))
-
-    def encode(values: np.ndarray) -> np.ndarray:
-        if values.ndim != 2:
-            raise ImageError("the mask holds colours, not a number for each pixel")
-        values = values.astype(np.int64)
-        found = table[np.clip(values, -1, len(table) - 1)]
-        _refuse_unknown(found < 0, values)
-        return found.astype(np.uint8)
-
-    return encode
+    return _FromIds(table)
 
 
 def from_colours(classes: Mapping[Colour, int], ignored: Sequence[Colour] = ()) -> Encode:
@@ -82,26 +74,51 @@ def from_colours(classes: Mapping[Colour, int], ignored: Sequence[Colour] = ()) 
     of_code = {_code(np.array(colour)).item(): number for colour, number in classes.items()}
     of_code |= {_code(np.array(colour)).item(): IGNORED for colour in ignored}
     codes = np.array(sorted(of_code))
-    ids = np.array([of_code[code] for code in codes.tolist()], np.uint8)
-
-    def encode(values: np.ndarray) -> np.ndarray:
-        if values.ndim != 3:
-            raise ImageError("the mask holds numbers, not colours")
-        wanted = _code(values)
-        place = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
-        _refuse_unknown(codes[place] != wanted, values)
-        return ids[place]
-
-    return encode
+    return _FromColours(codes, np.array([of_code[code] for code in codes.tolist()], np.uint8))
 
 
 def either(numbers: Encode, colours: Encode | None) -> Encode:
     """For masks of numbers, and where `colours` is given of colours too."""
+    return numbers if colours is None else _Either(numbers, colours)
 
-    def encode(values: np.ndarray) -> np.ndarray:
-        return colours(values) if colours and values.ndim == 3 else numbers(values)
 
-    return encode
+# Classes and not closures: data loaders send them to their processes.
+
+
+@dataclass(frozen=True, eq=False)
+class _FromIds:
+    table: np.ndarray
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        if values.ndim != 2:
+            raise ImageError("the mask holds colours, not a number for each pixel")
+        values = values.astype(np.int64)
+        found = self.table[np.clip(values, -1, len(self.table) - 1)]
+        _refuse_unknown(found < 0, values)
+        return found.astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class _FromColours:
+    codes: np.ndarray
+    ids: np.ndarray
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        if values.ndim != 3:
+            raise ImageError("the mask holds numbers, not colours")
+        wanted = _code(values)
+        place = np.searchsorted(self.codes, wanted).clip(max=len(self.codes) - 1)
+        _refuse_unknown(self.codes[place] != wanted, values)
+        return self.ids[place]
+
+
+@dataclass(frozen=True, eq=False)
+class _Either:
+    numbers: Encode
+    colours: Encode
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return self.colours(values) if values.ndim == 3 else self.numbers(values)
 
 
 def _code(colours: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -128,12 +129,11 @@ def loader(
         rank: of this process.
         world: how many processes there are.
     """
-    size = augmentation.crop
     return DataLoader(
         _Augmented(dataset, augmentation, metadata, seed),
         batch_sampler=_Draws(len(dataset), batch, batches, start, rank, world, seed),
         num_workers=workers,
-        collate_fn=lambda samples: _collate(samples, size),
+        collate_fn=partial(_collate, size=augmentation.crop),
         pin_memory=torch.cuda.is_available(),
     )
 
