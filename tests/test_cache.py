@@ -1,4 +1,5 @@
 import json
+import logging
 import multiprocessing
 import os
 import time
@@ -100,7 +101,10 @@ def test_waiting_for_too_long(where: Path, caplog: pytest.LogCaptureFixture) -> 
     cache.fetch("thing", {}, Maker())
     (path,) = where.glob("*.entry")
     path.unlink()
-    with FileLock(path.with_suffix(".lock"), thread_local=False):
+    with (
+        FileLock(path.with_suffix(".lock"), thread_local=False),
+        caplog.at_level(logging.WARNING, "segformerpp"),
+    ):
         assert cache.fetch("thing", {}, Maker(), patience=0.05) == b"data"
     assert "another process has been making the same for long" in caplog.text
     assert list(where.glob("*.entry")) == []
@@ -168,7 +172,8 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEGFORMERPP_CACHE", str(tmp_path / "file" / "below"))
-    assert [cache.fetch("thing", {}, Maker()) for _ in range(3)] == [b"data"] * 3
+    with caplog.at_level(logging.WARNING, "segformerpp"):
+        assert [cache.fetch("thing", {}, Maker()) for _ in range(3)] == [b"data"] * 3
     assert len(caplog.records) == 1
     assert "set SEGFORMERPP_CACHE to another folder, or to off" in caplog.text
 

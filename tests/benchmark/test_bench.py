@@ -1,5 +1,4 @@
 import json
-from importlib import import_module
 from typing import ClassVar
 
 import pytest
@@ -8,6 +7,7 @@ from PIL import Image
 from segformerpp import cli
 from segformerpp.benchmark import plot, run
 from segformerpp.benchmark.run import combinations
+from segformerpp.cli.options import parse_plans
 from segformerpp.errors import UsageError
 
 KEYS = {
@@ -133,7 +133,7 @@ def test_what_cannot_run_here(tmp_path, capsys):
 
 
 def test_notations_of_several_plans():
-    plans = import_module("segformerpp.cli.bench")._plans
+    plans = parse_plans
     assert plans("none, hq") == ["none", "hq"]
     assert plans("q1:mode=n2d,sx=2,sy=2") == ["q1:mode=n2d,sx=2,sy=2"]
     assert plans("none; q1:mode=n2d,sx=2,sy=2") == ["none", "q1:mode=n2d,sx=2,sy=2"]

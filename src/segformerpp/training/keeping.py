@@ -29,8 +29,10 @@ class Keeper(Callback):
         settings: TrainSettings,
         report: Callable[[str], None],
         advance: Callable[[], None],
+        validates: bool,
     ) -> None:
         self.out, self.settings, self.report, self.advance = out, settings, report, advance
+        self.validates = validates
         self.validated = -1
         self._seen = self._saved = 0
 
@@ -42,7 +44,7 @@ class Keeper(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Save, unless a validation comes next, which saves too."""
         step = trainer.global_step
-        validates = self.settings.val_split and step % self.settings.val_every == 0
+        validates = self.validates and step % self.settings.val_every == 0
         if step > self._saved and step % self.settings.save_every == 0 and not validates:
             self._save(trainer)
         self._count(trainer)

@@ -45,7 +45,7 @@ class SegmentationModule(pl.LightningModule):
         self, model: Segformer, settings: TrainSettings, class_weights: Tensor | None
     ) -> None:
         super().__init__()
-        self.model, self.settings, self.best = model, settings, 0.0
+        self.model, self.settings, self.best = model, settings, -1.0
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.average: AveragedModel | None = None

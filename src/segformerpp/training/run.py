@@ -77,7 +77,7 @@ def train(
         raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
     model = build(settings, train_set.classes, train_set.name, train_set.reduce_labels)
     module = SegmentationModule(model, settings, _weights(settings, train_set))
-    keeper = Keeper(out, settings, report, advance)
+    keeper = Keeper(out, settings, report, advance, validates=val_set is not None)
     trainer = _trainer(settings, keeper, validated=val_set is not None)
     data = Images(settings, train_set, val_set, model.metadata)
     started = time.perf_counter()
@@ -98,7 +98,7 @@ def train(
     if trainer.is_global_zero:
         save_pretrained(module.averaged, out / "last")
     return {
-        "model": str(out / ("best" if val_set else "last")),
+        "model": str(out / ("best" if (out / "best").exists() else "last")),
         "merge": module.model.merge_plan.name,
         "steps": trainer.global_step,
         "images": len(train_set),
