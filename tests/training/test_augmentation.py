@@ -1,9 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segformerpp.training.augmentation import Augmentation, recolour
+from segformerpp.training.augmentation import Augmentation, mix_classes, recolour
 
 #: Ids as grey levels that stay apart under interpolation.
 LEVELS = np.array([0, 80, 160, 240], np.uint8)
@@ -17,9 +18,9 @@ def blocks(height: int, width: int, seed: int) -> np.ndarray:
 
 
 @given(
-    height=st.integers(1, 90),
-    width=st.integers(1, 90),
-    crop=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    height=st.integers(16, 90),
+    width=st.integers(16, 90),
+    crop=st.tuples(st.integers(16, 70), st.integers(16, 70)),
     seed=st.integers(0, 99),
 )
 def test_image_and_mask_stay_together(
@@ -32,8 +33,30 @@ def test_image_and_mask_stay_together(
     assert image.shape == (*mask.shape, 3)
     assert all(0 < side <= most for side, most in zip(mask.shape, crop, strict=True))
     # Away from the edges between classes every pixel is that of its class.
-    inner = np.abs(image[..., 0].astype(int) - LEVELS[mask]) <= 2
-    assert inner.mean() > 0.5
+    cross = np.ones((3, 3), np.uint8)
+    away = cv2.dilate(mask, cross) == cv2.erode(mask, cross)
+    assert (np.abs(image[..., 0].astype(int) - LEVELS[mask])[away] <= 2).all()
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 40)] * 4),
+    seed=st.integers(0, 99),
+)
+def test_half_of_the_classes_are_pasted(sizes: tuple[int, int, int, int], seed: int) -> None:
+    under, over = blocks(*sizes[:2], seed), blocks(*sizes[2:], seed + 1) + 4
+    levels = np.arange(8, dtype=np.uint8)[..., None].repeat(3, 1)
+    image, mask = mix_classes(
+        (levels[under], under), (levels[over], over), np.random.default_rng(seed)
+    )
+    assert mask.shape == under.shape
+    assert (image == levels[mask]).all()
+    rows, columns = min(sizes[0], sizes[2]), min(sizes[1], sizes[3])
+    seen = over[:rows, :columns]
+    pasted = np.unique(mask[mask >= 4])
+    assert len(pasted) == (len(np.unique(seen)) + 1) // 2
+    expected = under.copy()
+    expected[:rows, :columns] = np.where(np.isin(seen, pasted), seen, under[:rows, :columns])
+    assert (mask == expected).all()
 
 
 def test_a_factor_of_one_only_crops_and_flips() -> None:

@@ -92,6 +92,28 @@ class Augmentation:
         return pixels[rng.integers(len(pixels))]
 
 
+def mix_classes(under: Sample, over: Sample, rng: np.random.Generator) -> Sample:
+    """Paste half of the classes of an image onto another (Olsson et al., 2021, ClassMix).
+
+    Args:
+        under: an image (H, W, 3) and its mask (H, W).
+        over: those to paste from, from the upper left corner on; of any size.
+        rng: where the random numbers come from.
+
+    Returns:
+        Both, of the size of `under`.
+    """
+    (image, mask), (pasted, ids) = under, over
+    rows, columns = (min(sides) for sides in zip(mask.shape, ids.shape, strict=True))
+    ids = ids[:rows, :columns]
+    classes = np.unique(ids[ids != IGNORED])
+    chosen = np.isin(ids, rng.permutation(classes)[: (len(classes) + 1) // 2])
+    image, mask = image.copy(), mask.copy()
+    image[:rows, :columns][chosen] = pasted[:rows, :columns][chosen]
+    mask[:rows, :columns][chosen] = ids[chosen]
+    return image, mask
+
+
 def recolour(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast, saturation and hue at random, each of them half of the time.
 

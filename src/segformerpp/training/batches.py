@@ -23,7 +23,7 @@ from segformerpp.data.masks import IGNORED
 from segformerpp.errors import UsageError
 from segformerpp.models.config import Metadata
 from segformerpp.tasks.segmentation import normalise
-from segformerpp.training.augmentation import Augmentation
+from segformerpp.training.augmentation import Augmentation, mix_classes
 from segformerpp.training.settings import TrainSettings
 
 
@@ -53,6 +53,7 @@ class _Draw(NamedTuple):
 class _Augmented(Dataset[tuple[np.ndarray, np.ndarray, int]]):
     dataset: SegmentationDataset
     augmentation: Augmentation
+    class_mix: float
     metadata: Metadata
     seed: int
 
@@ -62,6 +63,9 @@ class _Augmented(Dataset[tuple[np.ndarray, np.ndarray, int]]):
     def __getitem__(self, draw: _Draw) -> tuple[np.ndarray, np.ndarray, int]:
         rng = np.random.default_rng((self.seed, 1, draw.batch, draw.place))
         image, mask = self.augmentation(*self.dataset.read(draw.image), rng)
+        if rng.random() < self.class_mix:
+            other = self.dataset.read(int(rng.integers(len(self.dataset))))
+            image, mask = mix_classes((image, mask), self.augmentation(*other, rng), rng)
         return normalise(image, self.metadata), mask, draw.batch
 
 
@@ -114,6 +118,7 @@ def loader(
     workers: int,
     rank: int = 0,
     world: int = 1,
+    class_mix: float = 0.0,
 ) -> DataLoader[Any]:
     """The batches of a run, for one of its processes.
 
@@ -128,9 +133,10 @@ def loader(
         workers: processes that read and change images; 0 for none.
         rank: of this process.
         world: how many processes there are.
+        class_mix: see `TrainSettings`.
     """
     return DataLoader(
-        _Augmented(dataset, augmentation, metadata, seed),
+        _Augmented(dataset, augmentation, class_mix, metadata, seed),
         batch_sampler=_Draws(len(dataset), batch, batches, start, rank, world, seed),
         num_workers=workers,
         collate_fn=partial(_collate, size=augmentation.crop),
@@ -176,6 +182,7 @@ class Images(pl.LightningDataModule):
             workers=s.workers,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            class_mix=s.class_mix,
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

@@ -33,6 +33,8 @@ class TrainSettings:
         max_class_share: crops with more than this share of one class are drawn again
         balanced_crops: share of the crops that hold a class drawn from those in the image, each as
             likely as the other, so that rare ones are seen
+        class_mix: share of the crops onto which half of the classes of another crop are pasted
+            (ClassMix), so that small data shows more
         colour: strength of random changes of brightness, contrast, saturation and hue, from 0 to 1
         batch: images of each process and step
         accumulate: batches whose gradients are summed up for a step
@@ -80,6 +82,7 @@ class TrainSettings:
     max_scale: float = 2.0
     max_class_share: float = 0.75
     balanced_crops: float = 0.0
+    class_mix: float = 0.0
     colour: float = 0.5
     batch: int = 8
     accumulate: int = 1
@@ -131,7 +134,7 @@ class TrainSettings:
             self._refuse_unless(key, getattr(self, key) >= 0, "0 or more")
         for key in ("lr", "head_lr_factor", "min_scale", "power"):
             self._refuse_unless(key, getattr(self, key) > 0, "more than 0")
-        for key in ("balanced_crops", "colour", "hold"):
+        for key in ("balanced_crops", "class_mix", "colour", "hold"):
             self._refuse_unless(key, 0 <= getattr(self, key) <= 1, "from 0 to 1")
         for key in ("ohem", "ema", "drop_path", "dropout"):
             self._refuse_unless(key, 0 <= getattr(self, key) < 1, "from 0 to below 1")
