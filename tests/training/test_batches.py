@@ -11,6 +11,7 @@ from segformerpp.data.datasets import SegmentationDataset, open_dataset
 from segformerpp.models import Metadata
 from segformerpp.training.augmentation import Augmentation
 from segformerpp.training.batches import Batch, loader
+from segformerpp.training.samples import SegmentationSamples
 
 
 def make_camvid(root: Path, splits: dict[str, int], size: tuple[int, int] = (48, 64)) -> Path:
@@ -35,16 +36,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> SegmentationDataset:
     return open_dataset("camvid", root, "train")
 
 
+def samples(dataset: SegmentationDataset, crop: tuple[int, int]) -> SegmentationSamples:
+    return SegmentationSamples(dataset, Augmentation(crop), Metadata())
+
+
 def batches(dataset: SegmentationDataset, **kwargs: int) -> Iterator[Batch]:
     values = {"batch": 2, "batches": 7, "seed": 3, "workers": 0, **kwargs}
-    return iter(
-        loader(
-            dataset,
-            Augmentation((80, 32)),
-            Metadata(),
-            **values,
-        )
-    )
+    return iter(loader(samples(dataset, (80, 32)), **values))
 
 
 def test_what_is_in_a_batch(dataset: SegmentationDataset) -> None:
@@ -52,12 +50,12 @@ def test_what_is_in_a_batch(dataset: SegmentationDataset) -> None:
     assert [batch.number for batch in found] == list(range(7))
     for batch in found:
         assert batch.images.shape == (2, 3, 80, 32)
-        assert batch.masks.shape == (2, 80, 32)
-        assert batch.masks.dtype == torch.uint8
-        assert set(batch.masks.unique().tolist()) <= {0, 1, 255}
+        assert batch.targets[0].shape == (2, 80, 32)
+        assert batch.targets[0].dtype == torch.uint8
+        assert set(batch.targets[0].unique().tolist()) <= {0, 1, 255}
         outside = (batch.images == 0).all(dim=1)
         assert outside.any()
-        assert (batch.masks[outside] == 255).all()
+        assert (batch.targets[0][outside] == 255).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -66,26 +64,19 @@ def test_goes_on_as_if_unbroken(dataset: SegmentationDataset, workers: int) -> N
     for a, b in zip(unbroken, batches(dataset, start=4, workers=workers), strict=True):
         assert a.number == b.number
         assert torch.equal(a.images, b.images)
-        assert torch.equal(a.masks, b.masks)
+        assert torch.equal(a.targets[0], b.targets[0])
 
 
 def test_two_processes_see_what_one_does(dataset: SegmentationDataset) -> None:
     parts = [batches(dataset, batch=1, rank=rank, world=2) for rank in (0, 1)]
     for whole, *halves in zip(batches(dataset), *parts, strict=True):
         assert torch.equal(whole.images, torch.cat([half.images for half in halves]))
-        assert torch.equal(whole.masks, torch.cat([half.masks for half in halves]))
+        assert torch.equal(whole.targets[0], torch.cat([half.targets[0] for half in halves]))
 
 
 def test_every_image_is_seen_before_one_is_seen_again(dataset: SegmentationDataset) -> None:
-    sampler = loader(
-        dataset,
-        Augmentation((8, 8)),
-        Metadata(),
-        batch=2,
-        batches=10,
-        seed=0,
-        workers=0,
-    ).batch_sampler
+    drawn = samples(dataset, (8, 8))
+    sampler = loader(drawn, batch=2, batches=10, seed=0, workers=0).batch_sampler
     images = [draw.image for draws in sampler for draw in draws]  # type: ignore[union-attr]
     laps = [tuple(images[i : i + 5]) for i in range(0, 20, 5)]
     assert all(sorted(lap) == [0, 1, 2, 3, 4] for lap in laps)
@@ -94,6 +85,6 @@ def test_every_image_is_seen_before_one_is_seen_again(dataset: SegmentationDatas
 
 def test_loaders_can_be_sent_to_processes(dataset: SegmentationDataset) -> None:
     """As is done where processes are not forked."""
-    made = loader(dataset, Augmentation((8, 8)), Metadata(), batch=1, batches=1, seed=0, workers=0)
+    made = loader(samples(dataset, (8, 8)), batch=1, batches=1, seed=0, workers=0)
     sent = pickle.loads(pickle.dumps((made.dataset, made.collate_fn)))
     assert len(sent[0]) == 5

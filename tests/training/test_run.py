@@ -18,14 +18,15 @@ import yaml
 
 from segformerpp.checkpoints import load, save
 from segformerpp.data.datasets import SegmentationDataset, open_dataset
-from segformerpp.data.labels import LabelSet
+from segformerpp.data.poses import PoseDataset, open_poses
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.models import Segformer
+from segformerpp.models import Metadata, Segformer
 from segformerpp.training.keeping import RESUME
-from segformerpp.training.network import build, rate_at
+from segformerpp.training.network import build, meaning, rate_at
 from segformerpp.training.run import train
 from segformerpp.training.settings import TrainSettings
 from tests.training.test_batches import make_camvid
+from tests.training.test_poses import make_jbd
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS: dict[str, Any] = {
@@ -213,25 +214,25 @@ def test_fine_tuning(
     random_model: Segformer, root: Path, tmp_path: Path, labels: Sequence[str]
 ) -> None:
     """The encoder is the checkpoint's; the classifier too, where the classes are."""
-    start = build(settings(root, tmp_path), _classes(("a", "b")), "first")
+    start = build(settings(root, tmp_path), _meaning(("a", "b")))
     with torch.no_grad():
         for parameter in start.parameters():
             parameter.add_(0.1)
     start.merge_plan = "fast"
     save(start, tmp_path / "start.safetensors")
     wanted = settings(root, tmp_path, model=str(tmp_path / "start.safetensors"), dropout=0.3)
-    model = build(wanted, _classes(labels), "second")
+    model = build(wanted, _meaning(labels))
     assert_same(model.encoder.state_dict(), start.encoder.state_dict())
     kept = torch.equal(model.head.classifier.weight, start.head.classifier.weight)
     assert kept == (labels == ("a", "b"))
     assert model.metadata.labels == labels
     assert (model.config.num_outputs, model.config.dropout) == (len(labels), 0.3)
     assert model.merge_plan.name == "fast"
-    assert build(replace(wanted, merge="none"), _classes(labels), "").merge_plan.name == "none"
+    assert build(replace(wanted, merge="none"), _meaning(labels)).merge_plan.name == "none"
 
 
-def _classes(names: Sequence[str]) -> LabelSet:
-    return LabelSet(tuple(names), tuple((i, i, i) for i in range(len(names))))
+def _meaning(names: Sequence[str]) -> Metadata:
+    return Metadata(labels=tuple(names), palette=tuple((i, i, i) for i in range(len(names))))
 
 
 def test_rates() -> None:
@@ -287,12 +288,23 @@ def test_shipped_configurations(shared: Path, tmp_path: Path, name: str) -> None
     values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     data = values["data"]
     root = shared / "data" / ("camvid" if data == "camvid" else f"{data}_sample")
-    split = {"camvid": "val", "cityscapes": "train", "ade20k": "val"}[data]
+    split = {"camvid": "val", "cityscapes": "train", "ade20k": "val", "coco": "val"}[data]
+    if name.startswith("jbd"):
+        root = make_jbd(shared / "data" / "lsp", tmp_path / "jbd")
     small = {"crop": "64x96", "batch": 2, "steps": 2, "warmup": 1, "workers": 0, "val_every": 2}
+    small |= {"epochs": 0, "val_every": 1}
     wanted = TrainSettings(**{**values, "root": str(root), "out": str(tmp_path), **small})
-    dataset = open_dataset(data, root, split)
-    if values["model"] in ("b0", "b1"):
-        few = replace(dataset, pairs=dataset.pairs[:2])
-        assert train(wanted, few, None)["steps"] == 2
+    dataset: SegmentationDataset | PoseDataset
+    if data == "coco":
+        dataset = open_poses(root, split)
+        few: SegmentationDataset | PoseDataset = replace(dataset, people=dataset.people[:2])
+        assert dataset.skeleton.links
     else:
-        assert build(wanted, dataset.classes, name).config.size == values["model"]
+        dataset = open_dataset(data, root, split)
+        few = replace(dataset, pairs=dataset.pairs[:2])
+    if values["model"] in ("b0", "b1", "camvid-b0"):
+        row = train(wanted, few, few if data == "coco" else None)
+        assert row["steps"] == 2
+        assert data != "coco" or 0 <= row["pck_0.1"] <= 100
+    else:
+        assert build(wanted, meaning(wanted, dataset)).config.size == values["model"]

@@ -175,6 +175,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_link(value: Any) -> bool:
+    return all(isinstance(end, int) and 0 <= end < MOST_OUTPUTS for end in value)
+
+
 def _is_number(value: Any) -> bool:
     # The bound is far beyond any sense; it keeps out infinities, and NaN, which is below nothing.
     right = isinstance(value, int | float) and not isinstance(value, bool)
@@ -233,6 +237,9 @@ _METADATA: dict[str, Callable[[Any], bool]] = {
     "std": _all(lambda value: _is_number(value) and value > 1e-6),
     "image_size": lambda value: value is None or _all(_is_count, 2)(value),
     **dict.fromkeys(("reduce_labels", "head_trained"), _is_flag),
+    "skeleton": _all(lambda link: isinstance(link, tuple) and len(link) == 2 and _is_link(link)),
+    "sigma": lambda value: _is_number(value) and value > 0.1,
+    "coding": lambda value: value in ("udp", "msra"),
 }
 
 

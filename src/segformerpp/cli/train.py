@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from segformerpp.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from segformerpp.data.datasets import SegmentationDataset
+    from segformerpp.data.poses import PoseDataset
+
+    AnyDataset = SegmentationDataset | PoseDataset
 
 _MEASURED_ROUNDS = 5
 
@@ -26,7 +30,7 @@ def train(
     json: str | None = None,
     quiet: bool = False,
 ) -> int:
-    """Train a SegFormer on a dataset, or fine-tune one.
+    """Train a SegFormer on a dataset, or fine-tune one: for segmentation, or for human poses.
 
     Settings may stand in a YAML file given by --config, and be changed on the command line. Into
     the folder given by --out go best/ and last/, which --model takes everywhere, logs for
@@ -37,6 +41,7 @@ def train(
       segformerpp train --root my-images --model camvid-b0 --steps 2000 --out mine
       segformerpp train --config configs/cityscapes-b2.yaml --root cityscapes --merge hq
       segformerpp train --config configs/camvid-b0.yaml --root camvid --out camvid-b0 --resume
+      segformerpp train --config configs/coco-b0.yaml --root coco --out poses
       segformerpp train --root my-images --check-data
       torchrun --nproc-per-node 4 -m segformerpp train --config configs/cityscapes-b5.yaml ...
 
@@ -54,7 +59,6 @@ def train(
     """
     import json as json_format
 
-    from segformerpp.data.datasets import open_dataset
     from segformerpp.data.files import check_writable, write_whole
 
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes that torchrun starts
@@ -62,10 +66,9 @@ def train(
     if json:
         check_writable("json", Path(json).parent)
     splits = [settings.split, settings.val_split] if settings.val_split else [settings.split]
-    where = settings.data, settings.root
-    sets = [open_dataset(*where, split, settings.classes or None) for split in splits]
+    sets = [_opened(settings, split) for split in splits]
     if measure:
-        rows = _measure(settings, len(sets[0].classes.labels), quiet)
+        rows = _measure(settings, sets[0], quiet)
     else:
         if settings.bad_images != "unchecked" or check_data:
             skip = settings.bad_images == "skip"
@@ -87,8 +90,17 @@ def train(
     return SUCCESS
 
 
+def _opened(settings: TrainSettings, split: str) -> AnyDataset:
+    from segformerpp.data.datasets import open_dataset
+    from segformerpp.data.poses import open_poses
+
+    if settings.task == "pose":
+        return open_poses(settings.root, split, keypoints=settings.keypoints or None)
+    return open_dataset(settings.data, settings.root, split, settings.classes or None)
+
+
 def _train(
-    settings: TrainSettings, sets: list[SegmentationDataset], resume: bool, quiet: bool
+    settings: TrainSettings, sets: list[AnyDataset], resume: bool, quiet: bool
 ) -> dict[str, object]:
     try:
         from segformerpp.training.run import train as run
@@ -107,12 +119,15 @@ def _train(
     return row
 
 
-def _measure(settings: TrainSettings, classes: int, quiet: bool) -> list[dict[str, object]]:
+def _measure(settings: TrainSettings, dataset: AnyDataset, quiet: bool) -> list[dict[str, object]]:
     """Print and return what a step costs without merging and with the plan."""
     from segformerpp.training.measure import measure
 
     if settings.merge in ("", "none"):
         raise UsageError("measure: compares a merge plan with none; name one with --merge")
+    if settings.task == "pose":
+        raise UsageError("measure: for segmentation; the network of poses is the same")
+    classes = len(dataset.classes.labels)  # type: ignore[union-attr]
     both = [replace(settings, merge=plan) for plan in ("none", settings.merge)]
     with Progress(len(both) * _MEASURED_ROUNDS, "measuring", shown=not quiet) as progress:
         rows = measure(both, classes, _MEASURED_ROUNDS, progress.advance)
@@ -129,18 +144,26 @@ def _measure(settings: TrainSettings, classes: int, quiet: bool) -> list[dict[st
     return rows
 
 
-def _checked(dataset: SegmentationDataset, skip: bool, quiet: bool) -> SegmentationDataset | None:
+def _checked(dataset: AnyDataset, skip: bool, quiet: bool) -> AnyDataset | None:
     """The dataset, without what cannot be used if that is to be skipped; None if it is not."""
-    from segformerpp.data.datasets import check
+    from segformerpp.data.datasets import Problem, check
+    from segformerpp.data.poses import ImageProblem, PoseDataset, check_poses
 
-    with Progress(len(dataset), f"checking {dataset.name}", shown=not quiet) as progress:
-        problems = check(dataset, progress.advance)
+    images = len(dataset.images if isinstance(dataset, PoseDataset) else dataset)
+    problems: Sequence[Problem | ImageProblem]
+    with Progress(images, f"checking {dataset.name}", shown=not quiet) as progress:
+        if isinstance(dataset, PoseDataset):
+            problems = found = check_poses(dataset, progress.advance)
+            rest: AnyDataset = dataset.without(found)
+        else:
+            problems = wrong = check(dataset, progress.advance)
+            rest = dataset.without(wrong)
     for problem in problems:
         complain(str(problem))
     if not problems:
-        say(f"{dataset.name}: all {len(dataset)} images can be used", quiet)
+        say(f"{dataset.name}: all {images} images can be used", quiet)
         return dataset
     if not skip:
         return None
-    say(f"{dataset.name}: {len(problems)} of {len(dataset)} images left out", quiet)
-    return dataset.without(problems)
+    say(f"{dataset.name}: {len(problems)} of {images} images left out", quiet)
+    return rest

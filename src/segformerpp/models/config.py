@@ -100,9 +100,9 @@ class Metadata:
     """What a model's inputs and outputs mean.
 
     Args:
-        task: ``segmentation``.
-        labels: class names by training id; empty if unknown.
-        palette: RGB colour of each class; empty if unknown.
+        task: ``segmentation`` or ``pose``.
+        labels: class names by training id, or names of keypoints; empty if unknown.
+        palette: RGB colour of each class or keypoint; empty if unknown.
         mean, std: of the RGB channels in 0..255, for normalisation.
         image_size: (H, W) that it was trained or published with; None if unknown. Nothing is
             resized to it unless asked.
@@ -111,6 +111,9 @@ class Metadata:
         head_trained: False if the decode head was freshly initialised by `load`.
         source: where the weights came from.
         license: terms of the weights, as far as known.
+        skeleton: for poses: pairs of keypoints with a line between them.
+        sigma: for poses: of the Gaussians in the heatmaps, in heatmap pixels.
+        coding: for poses: how keypoints lie in heatmaps, ``udp`` or ``msra``; see `PoseCodec`.
     """
 
     task: str = "segmentation"
@@ -123,14 +126,22 @@ class Metadata:
     head_trained: bool = True
     source: str = field(default="", compare=False)
     license: str = ""
+    skeleton: tuple[tuple[int, int], ...] = ()
+    sigma: float = 2.0
+    coding: str = "udp"
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Metadata:
         """Read what `to_dict` wrote."""
         data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        data["palette"] = tuple(tuple(colour) for colour in data.get("palette", ()))
+        for key in ("palette", "skeleton"):
+            data[key] = tuple(tuple(values) for values in data.get(key, ()))
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+        """Plain values, ready for JSON; without what is for poses if it is not one's."""
+        values = asdict(self)
+        if self.task != "pose":
+            for key in ("skeleton", "sigma", "coding"):
+                del values[key]
+        return values

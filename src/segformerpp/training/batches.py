@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,13 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from segformerpp.arguments import Size, parse_size
-from segformerpp.data.datasets import Sample, SegmentationDataset
-from segformerpp.data.masks import IGNORED
+from segformerpp.data.datasets import SegmentationDataset
+from segformerpp.data.poses import Person, PoseDataset
 from segformerpp.errors import UsageError
-from segformerpp.models.config import Metadata
-from segformerpp.tasks.segmentation import normalise
-from segformerpp.training.augmentation import Augmentation, mix_classes
 from segformerpp.training.settings import TrainSettings
 
 
@@ -32,13 +28,26 @@ class Batch(NamedTuple):
 
     Attributes:
         images: normalised (B, 3, H, W) float32.
-        masks: training ids (B, H, W) uint8, 255 ignored.
+        targets: what the loss takes beside the network's outputs: masks (B, H, W) uint8 of
+            training ids, 255 ignored; or heatmaps (B, K, h, w) and weights (B, K), both float32.
         number: of the batch, counted from 0 over the whole run.
     """
 
     images: Tensor
-    masks: Tensor
+    targets: tuple[Tensor, ...]
     number: int
+
+
+class Samples(Protocol):
+    """What a network is trained on, before it goes into batches."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, rng: np.random.Generator) -> Sequence[np.ndarray]:
+        """A normalised image (3, H, W) and what belongs to it, changed at random."""
+
+    def collate(self, samples: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) and their targets."""
 
 
 class _Draw(NamedTuple):
@@ -50,23 +59,16 @@ class _Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Augmented(Dataset[tuple[np.ndarray, np.ndarray, int]]):
-    dataset: SegmentationDataset
-    augmentation: Augmentation
-    class_mix: float
-    metadata: Metadata
+class _Drawn(Dataset[tuple[Sequence[np.ndarray], int]]):
+    samples: Samples
     seed: int
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.samples)
 
-    def __getitem__(self, draw: _Draw) -> tuple[np.ndarray, np.ndarray, int]:
+    def __getitem__(self, draw: _Draw) -> tuple[Sequence[np.ndarray], int]:
         rng = np.random.default_rng((self.seed, 1, draw.batch, draw.place))
-        image, mask = self.augmentation(*self.dataset.read(draw.image), rng)
-        if rng.random() < self.class_mix:
-            other = self.dataset.read(int(rng.integers(len(self.dataset))))
-            image, mask = mix_classes((image, mask), self.augmentation(*other, rng), rng)
-        return normalise(image, self.metadata), mask, draw.batch
+        return self.samples.draw(draw.image, rng), draw.batch
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,7 @@ class _Draws(Sampler[list[_Draw]]):
 
 
 def loader(
-    dataset: SegmentationDataset,
-    augmentation: Augmentation,
-    metadata: Metadata,
+    samples: Samples,
     *,
     batch: int,
     batches: int,
@@ -118,14 +118,11 @@ def loader(
     workers: int,
     rank: int = 0,
     world: int = 1,
-    class_mix: float = 0.0,
 ) -> DataLoader[Any]:
     """The batches of a run, for one of its processes.
 
     Args:
-        dataset: where images come from.
-        augmentation: what happens to them.
-        metadata: for the normalisation.
+        samples: what to train on.
         batch: images of each process.
         batches: of the whole run.
         start: how many are behind us already.
@@ -133,13 +130,12 @@ def loader(
         workers: processes that read and change images; 0 for none.
         rank: of this process.
         world: how many processes there are.
-        class_mix: see `TrainSettings`.
     """
     return DataLoader(
-        _Augmented(dataset, augmentation, class_mix, metadata, seed),
-        batch_sampler=_Draws(len(dataset), batch, batches, start, rank, world, seed),
+        _Drawn(samples, seed),
+        batch_sampler=_Draws(len(samples), batch, batches, start, rank, world, seed),
         num_workers=workers,
-        collate_fn=partial(_collate, size=augmentation.crop),
+        collate_fn=partial(_collate, samples=samples),
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -149,32 +145,25 @@ class Images(pl.LightningDataModule):
 
     Args:
         settings: of the run.
-        train_set: what to train on.
+        samples: what to train on.
         val_set: what to validate on.
-        metadata: for the normalisation.
     """
 
     def __init__(
         self,
         settings: TrainSettings,
-        train_set: SegmentationDataset,
-        val_set: SegmentationDataset | None,
-        metadata: Metadata,
+        samples: Samples,
+        val_set: SegmentationDataset | PoseDataset | None,
     ) -> None:
         super().__init__()
-        self.settings, self.train_set, self.val_set = settings, train_set, val_set
-        self.metadata = metadata
+        self.settings, self.samples, self.val_set = settings, samples, val_set
 
     def train_dataloader(self) -> DataLoader[Any]:
         """From the step on that the run has reached."""
         assert self.trainer is not None
         s = self.settings
-        scale = s.min_scale, s.max_scale
-        crop = parse_size("crop", s.crop)
         return loader(
-            self.train_set,
-            Augmentation(crop, scale, s.max_class_share, s.balanced_crops, s.colour),
-            self.metadata,
+            self.samples,
             batch=s.batch,
             batches=s.steps * s.accumulate,
             start=self.trainer.global_step * s.accumulate,
@@ -182,7 +171,6 @@ class Images(pl.LightningDataModule):
             workers=s.workers,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
-            class_mix=s.class_mix,
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -202,29 +190,24 @@ class Images(pl.LightningDataModule):
 
 
 @dataclass(frozen=True)
-class _Whole(Dataset[Sample]):
-    """Whole images, some of a dataset's."""
+class _Whole(Dataset[Any]):
+    """Whole images, some of a dataset's, with masks, or with a person's box and keypoints."""
 
-    dataset: SegmentationDataset
+    dataset: SegmentationDataset | PoseDataset
     indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset.read(self.indices[index])
+    def __getitem__(self, index: int) -> Any:
+        image, what = self.dataset.read(self.indices[index])
+        return (image, what.box, what.keypoints) if isinstance(what, Person) else (image, what)
 
 
 def _as_it_is(sample: Any) -> Any:
     return sample
 
 
-def _collate(samples: list[tuple[np.ndarray, np.ndarray, int]], size: Size) -> Batch:
-    """Images smaller than the crop get mean colour around them, which is 0, and masks 255."""
-    images = np.zeros((len(samples), 3, *size), np.float32)
-    masks = np.full((len(samples), *size), IGNORED, np.uint8)
-    for i, (image, mask, _) in enumerate(samples):
-        images[i, :, : mask.shape[0], : mask.shape[1]] = image
-        masks[i, : mask.shape[0], : mask.shape[1]] = mask
-    tensor = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-    return Batch(tensor, torch.from_numpy(masks), samples[0][2])
+def _collate(drawn: list[tuple[Sequence[np.ndarray], int]], samples: Samples) -> Batch:
+    images, *targets = samples.collate([sample for sample, _ in drawn])
+    return Batch(images, tuple(targets), drawn[0][1])

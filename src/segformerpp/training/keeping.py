@@ -14,10 +14,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from segformerpp.checkpoints import save_pretrained
 from segformerpp.data.files import write_whole
-from segformerpp.training.module import SegmentationModule
+from segformerpp.training.module import TrainingModule
 from segformerpp.training.settings import TrainSettings
 
 RESUME = "resume.ckpt"
+#: What people call the metrics.
+TITLES = {"miou": "mIoU", "pck_0.1": "PCK@0.1"}
 
 
 class Keeper(Callback):
@@ -51,15 +53,17 @@ class Keeper(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Keep the weights if they are the best, then save."""
-        assert isinstance(module, SegmentationModule)
-        miou, self.validated = float(trainer.callback_metrics["miou"]), trainer.global_step
-        better = miou > module.best
+        assert isinstance(module, TrainingModule)
+        value = float(trainer.callback_metrics[module.metric])
+        self.validated = trainer.global_step
+        better = value > module.best
         loss = trainer.callback_metrics.get("loss")
-        text = f"step {self.validated} of {self.settings.steps}: mIoU {miou:.2f} %"
+        text = f"step {self.validated} of {self.settings.steps}: "
+        text += f"{TITLES[module.metric]} {value:.2f} %"
         text += "" if loss is None else f", loss {float(loss):.3f}"
         self.report(f"{text}, the best so far" if better else text)
         if better:
-            module.best = miou
+            module.best = value
             if trainer.is_global_zero:
                 save_pretrained(module.averaged, self.out / "best")
         if trainer.training or trainer.state.fn == "fit":

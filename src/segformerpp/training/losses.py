@@ -1,4 +1,4 @@
-"""The loss of segmentation: cross-entropy at the masks' resolution."""
+"""The losses: cross-entropy at the masks' resolution, and squared errors of heatmaps."""
 
 from __future__ import annotations
 
@@ -46,11 +46,32 @@ def cross_entropy(
             limit = min(least.item(), -math.log(ohem))
         share = share * (plain.view_as(share) >= limit)
         losses = losses * (share > 0)
-    total, world = share.sum(), 1
+    return _mean(losses.sum(), share.sum())
+
+
+def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The mean squared error of the heatmaps that count, in all processes together.
+
+    Args:
+        heatmaps: (B, K, h, w).
+        targets: of the same shape.
+        weights: (B, K): 1 for keypoints that count, 0 for others.
+
+    Returns:
+        A scalar, as `cross_entropy` gives it, times the pixels of a heatmap over 100, so that it
+        is about 1 before training.
+    """
+    errors = (heatmaps.float() - targets).square().sum(dim=(2, 3)) * weights
+    return _mean(errors.sum() / 100, weights.sum())
+
+
+def _mean(total: Tensor, share: Tensor) -> Tensor:
+    """A sum over what it is made of, in all processes; its mean over them is the whole's."""
+    world = 1
     if dist.is_available() and dist.is_initialized():
         world = dist.get_world_size()
-        dist.all_reduce(total)
-    return losses.sum() * world / total.clamp(min=1e-12)
+        dist.all_reduce(share)
+    return total * world / share.clamp(min=1e-12)
 
 
 def class_weights(counts: np.ndarray) -> Tensor:

@@ -11,7 +11,7 @@ from segformerpp.arguments import parse_size
 from segformerpp.benchmark.run import machine
 from segformerpp.benchmark.timing import interleave
 from segformerpp.benchmark.worker import Worker
-from segformerpp.data.labels import LabelSet, generated_palette
+from segformerpp.data.labels import generated_palette
 from segformerpp.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -93,13 +93,14 @@ def prepare(settings: dict[str, Any], classes: int) -> tuple[Callable[[], object
     """A training step on random images, for a `Worker`."""
     import torch
 
+    from segformerpp.models import Metadata
     from segformerpp.runtimes.pytorch import accelerators
     from segformerpp.training.losses import cross_entropy
     from segformerpp.training.network import adamw, build
 
     run = TrainSettings(**settings)
     names = tuple(f"class {i}" for i in range(classes))
-    model = build(run, LabelSet(names, generated_palette(classes)), "random images")
+    model = build(run, Metadata(labels=names, palette=generated_palette(classes)))
     present = [*accelerators(), "cpu"]
     device = torch.device(present[0] if run.device == "auto" else run.device)
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16}.get(run.precision)

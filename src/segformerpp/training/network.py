@@ -10,21 +10,43 @@ import torch
 
 from segformerpp.arguments import parse_size
 from segformerpp.checkpoints import load
-from segformerpp.data.labels import LabelSet
+from segformerpp.data.datasets import SegmentationDataset
+from segformerpp.data.poses import PoseDataset
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
 from segformerpp.training.settings import TrainSettings
 
 
-def build(
-    settings: TrainSettings, classes: LabelSet, data: str, reduce_labels: bool = False
-) -> Segformer:
+def meaning(settings: TrainSettings, dataset: SegmentationDataset | PoseDataset) -> Metadata:
+    """What a network's outputs mean that is trained on a dataset."""
+    source = f"trained by segformerpp on {dataset.name}, from {settings.model}"
+    size = parse_size("crop", settings.crop)
+    if isinstance(dataset, PoseDataset):
+        skeleton = dataset.skeleton
+        return Metadata(
+            task="pose",
+            labels=skeleton.names,
+            palette=skeleton.palette,
+            image_size=size,
+            source=source,
+            skeleton=skeleton.links,
+            sigma=settings.sigma,
+            coding=settings.coding,
+        )
+    return Metadata(
+        labels=dataset.classes.labels,
+        palette=dataset.classes.palette,
+        image_size=size,
+        reduce_labels=dataset.reduce_labels,
+        source=source,
+    )
+
+
+def build(settings: TrainSettings, metadata: Metadata) -> Segformer:
     """The network to train.
 
     Args:
         settings: of the run.
-        classes: that it is to tell apart.
-        data: what it is trained on, for its metadata.
-        reduce_labels: see `Metadata`.
+        metadata: what its outputs are to mean; see `meaning`.
 
     Raises:
         CheckpointError: if it is to start from one that cannot be loaded.
@@ -32,28 +54,21 @@ def build(
     """
     rates: dict[str, Any] = {"drop_path": settings.drop_path, "dropout": settings.dropout}
     torch.manual_seed(settings.seed)
-    outputs = len(classes.labels)
+    outputs = len(metadata.labels)
     if settings.model in SIZES:
         config = SegformerConfig.of_size(
             settings.model, num_outputs=outputs, head_kind=settings.head_kind, **rates
         )
-        model = Segformer(config, Metadata())
+        model = Segformer(config, metadata)
     else:
         start = load(settings.model, num_classes=outputs)
-        model = Segformer(replace(start.config, **rates), start.metadata, start.merge_plan)
+        old = start.metadata
+        metadata = replace(metadata, mean=old.mean, std=old.std, license=old.license)
+        model = Segformer(replace(start.config, **rates), metadata, start.merge_plan)
         fresh = copy.deepcopy(model.head.classifier.state_dict())
         model.load_state_dict(start.state_dict())
-        if start.metadata.labels not in ((), classes.labels):
+        if old.task != metadata.task or old.labels not in ((), metadata.labels):
             model.head.classifier.load_state_dict(fresh)
-    model.metadata = replace(
-        model.metadata,
-        labels=classes.labels,
-        palette=classes.palette,
-        image_size=parse_size("crop", settings.crop),
-        reduce_labels=reduce_labels,
-        head_trained=True,
-        source=f"trained by segformerpp on {data}, from {settings.model}",
-    )
     if settings.merge:
         model.merge_plan = settings.merge
     model.encoder.gradient_checkpointing = settings.checkpointing
@@ -80,6 +95,8 @@ def rate_at(step: int, settings: TrainSettings) -> float:
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     held = settings.warmup + settings.hold * (settings.steps - settings.warmup)
+    if settings.drops:
+        return float(0.1 ** sum(step >= share * settings.steps for share in settings.falls))
     if step < held:
         return 1.0
     return float((1 - (step - held) / (settings.steps - held)) ** settings.power)

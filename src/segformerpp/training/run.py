@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,31 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from segformerpp.arguments import parse_size
 from segformerpp.checkpoints import save_pretrained
 from segformerpp.data.datasets import SegmentationDataset
+from segformerpp.data.poses import PoseDataset
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.training.batches import Images
+from segformerpp.models import Segformer
+from segformerpp.tasks.pose import codec_of
+from segformerpp.training.augmentation import Augmentation
+from segformerpp.training.batches import Images, Samples
 from segformerpp.training.keeping import RESUME, Keeper, WholeFiles
 from segformerpp.training.losses import class_weights
-from segformerpp.training.module import SegmentationModule
-from segformerpp.training.network import build
+from segformerpp.training.module import PoseModule, SegmentationModule, TrainingModule
+from segformerpp.training.network import build, meaning
+from segformerpp.training.people import PoseAugmentation
+from segformerpp.training.samples import PoseSamples, SegmentationSamples
 from segformerpp.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
 #: Settings that a run may go on with other values of.
 _FREE = frozenset(
-    ("root", "out", "steps", "device", "workers", "save_every", "log_every", "patience", "pictures")
+    (
+        *("root", "out", "steps", "epochs", "device", "workers"),
+        *("save_every", "log_every", "patience", "pictures"),
+    )
 )
 _PRECISIONS = {"f32": "32-true", "bf16": "bf16-mixed", "f16": "16-mixed"}
 _MOST_COUNTED = 500
@@ -41,8 +51,8 @@ _MOST_COUNTED = 500
 
 def train(
     settings: TrainSettings,
-    train_set: SegmentationDataset,
-    val_set: SegmentationDataset | None,
+    train_set: SegmentationDataset | PoseDataset,
+    val_set: SegmentationDataset | PoseDataset | None,
     *,
     resume: bool = False,
     report: Callable[[str], None] = logger.info,
@@ -63,8 +73,9 @@ def train(
         advance: called after each step, of an earlier run too.
 
     Returns:
-        ``model``, the folder with the best weights; ``miou``, theirs in percent, None without
-        validation; ``steps``; ``seconds`` of this call; ``images``; ``merge``.
+        ``model``, the folder with the best weights; ``miou`` or, for poses, ``pck_0.1``, theirs in
+        percent, None without validation; ``steps``; ``seconds`` of this call; ``images``, of
+        which people are counted for poses; ``merge``.
 
     Raises:
         UsageError: if settings do not go together, or are not those of the run to go on with.
@@ -75,11 +86,14 @@ def train(
     checkpoint = out / RESUME
     if not resume and checkpoint.exists():
         raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
-    model = build(settings, train_set.classes, train_set.name, train_set.reduce_labels)
-    module = SegmentationModule(model, settings, _weights(settings, train_set))
+    if settings.epochs:
+        together = settings.batch * settings.accumulate * _world(settings)
+        settings = replace(settings, steps=math.ceil(settings.epochs * len(train_set) / together))
+    model = build(settings, meaning(settings, train_set))
+    module, samples = _task(settings, model, train_set)
     keeper = Keeper(out, settings, report, advance, validates=val_set is not None)
-    trainer = _trainer(settings, keeper, validated=val_set is not None)
-    data = Images(settings, train_set, val_set, model.metadata)
+    trainer = _trainer(settings, keeper, module.metric if val_set else None)
+    data = Images(settings, samples, val_set)
     started = time.perf_counter()
     goes_on = resume and checkpoint.exists()
     if goes_on:
@@ -102,20 +116,44 @@ def train(
         "merge": module.model.merge_plan.name,
         "steps": trainer.global_step,
         "images": len(train_set),
-        "miou": round(module.best, 2) if val_set else None,
+        module.metric: round(module.best, 2) if val_set else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def _trainer(settings: TrainSettings, keeper: Keeper, validated: bool) -> pl.Trainer:
+def _task(
+    settings: TrainSettings, model: Segformer, train_set: SegmentationDataset | PoseDataset
+) -> tuple[TrainingModule, Samples]:
+    """What is particular to segmentation, or to poses."""
+    s, data = settings, model.metadata
+    scale = s.min_scale, s.max_scale
+    if isinstance(train_set, PoseDataset):
+        codec = codec_of(data)
+        people = PoseAugmentation(
+            codec, train_set.skeleton, scale, s.rotation, s.half_body, s.colour
+        )
+        return PoseModule(model, s), PoseSamples(train_set, people, codec, data)
+    crop = parse_size("crop", s.crop)
+    augmentation = Augmentation(crop, scale, s.max_class_share, s.balanced_crops, s.colour)
+    samples = SegmentationSamples(train_set, augmentation, data, s.class_mix)
+    return SegmentationModule(model, s, _weights(s, train_set)), samples
+
+
+def _world(settings: TrainSettings) -> int:
+    """How many processes there are, or will be."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", settings.devices)
+    return int(os.environ.get("WORLD_SIZE", local))
+
+
+def _trainer(settings: TrainSettings, keeper: Keeper, metric: str | None) -> pl.Trainer:
     if settings.precision == "f16" and settings.device == "cpu":
         raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
-    world = int(os.environ.get("WORLD_SIZE", local))
+    world = _world(settings)
     callbacks: list[Callback] = [keeper]
-    if settings.patience and validated:
-        callbacks.append(EarlyStopping("miou", mode="max", patience=settings.patience))
+    if settings.patience and metric:
+        callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
     logs = Path(settings.out) / "logs"
     loggers: list[Logger] = [
         CSVLogger(logs, name="csv"),
@@ -132,7 +170,7 @@ def _trainer(settings: TrainSettings, keeper: Keeper, validated: bool) -> pl.Tra
             max_steps=settings.steps,
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
-            val_check_interval=settings.val_every * settings.accumulate if validated else None,
+            val_check_interval=settings.val_every * settings.accumulate if metric else None,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=loggers,

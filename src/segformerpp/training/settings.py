@@ -14,11 +14,13 @@ class TrainSettings:
     """A training run.
 
     Args:
-        data: camvid, cityscapes, ade20k, or folder for images and masks of your own
+        data: camvid, cityscapes, ade20k, or folder for images and masks of your own; or coco, for
+            human poses in COCO's layout
         root: the folder with the dataset
         split: what to train on
         val_split: what to choose the best weights on; empty for none
         classes: YAML file with the classes of a folder (default: classes.yaml in the root)
+        keypoints: YAML file with the keypoints of poses (default: as the annotations have them)
         bad_images: error, to name all images and masks that cannot be used and stop; skip, to leave
             them out; unchecked, to start without reading them all first
         model: b0 to b5 for fresh weights; or what to start from: a name, file, folder or hub id,
@@ -28,7 +30,7 @@ class TrainSettings:
         merge: merge plan to train with, saved with the weights; empty for the model's own
         out: folder for weights, logs and what is needed to go on
         crop: height x width of the images that are trained on
-        min_scale: images are resized by a factor from here
+        min_scale: images, or people, are resized by a factor from here
         max_scale: to here
         max_class_share: crops with more than this share of one class are drawn again
         balanced_crops: share of the crops that hold a class drawn from those in the image, each as
@@ -36,14 +38,20 @@ class TrainSettings:
         class_mix: share of the crops onto which half of the classes of another crop are pasted
             (ClassMix), so that small data shows more
         colour: strength of random changes of brightness, contrast, saturation and hue, from 0 to 1
+        rotation: people are turned by up to so many degrees either way
+        half_body: share of the crops that show the upper or the lower half of a person only
+        sigma: of the Gaussians that poses are trained on, in pixels of the heatmaps
+        coding: of poses in heatmaps: udp (unbiased), or msra, as older checkpoints have it
         batch: images of each process and step
         accumulate: batches whose gradients are summed up for a step
         steps: optimiser steps
+        epochs: times that all images are seen, which decide the steps if this is not 0
         lr: learning rate of the encoder
         head_lr_factor: that of the head, as a multiple
         warmup: steps in which the learning rates rise from 0
         hold: share of the steps, behind the warm-up, in which they stay
         power: of the polynomial by which they fall to 0 then
+        drops: shares of the steps behind which they fall to a tenth instead, such as 0.81,0.95
         weight_decay: of weights; biases and norms have none
         class_weights: none, or sqrt for the square root of the inverse frequency of each class,
             within 0.4 and 3
@@ -62,7 +70,7 @@ class TrainSettings:
         val_every: steps between validations
         log_every: steps between entries of the loss in the logs
         save_every: steps between checkpoints to go on from
-        patience: validations without a better mIoU before training ends; 0 for no early end
+        patience: validations that find nothing better before training ends; 0 for no early end
         pictures: predictions on validation images in the log of TensorBoard
         seed: of all random numbers
     """
@@ -72,6 +80,7 @@ class TrainSettings:
     split: str = "train"
     val_split: str = "val"
     classes: str = ""
+    keypoints: str = ""
     bad_images: Literal["error", "skip", "unchecked"] = "error"
     model: str = "b0"
     head_kind: Literal["linear", "conv"] = "linear"
@@ -84,14 +93,20 @@ class TrainSettings:
     balanced_crops: float = 0.0
     class_mix: float = 0.0
     colour: float = 0.5
+    rotation: float = 40.0
+    half_body: float = 0.3
+    sigma: float = 2.0
+    coding: Literal["udp", "msra"] = "udp"
     batch: int = 8
     accumulate: int = 1
     steps: int = 10_000
+    epochs: int = 0
     lr: float = 6e-5
     head_lr_factor: float = 10.0
     warmup: int = 500
     hold: float = 0.0
     power: float = 1.0
+    drops: str = ""
     weight_decay: float = 0.01
     class_weights: Literal["none", "sqrt"] = "none"
     ohem: float = 0.0
@@ -130,18 +145,35 @@ class TrainSettings:
             "save_every",
         ):
             self._refuse_unless(key, getattr(self, key) >= 1, "1 or more")
-        for key in ("warmup", "workers", "patience", "pictures"):
+        for key in ("epochs", "warmup", "workers", "patience", "pictures", "rotation"):
             self._refuse_unless(key, getattr(self, key) >= 0, "0 or more")
-        for key in ("lr", "head_lr_factor", "min_scale", "power"):
+        for key in ("lr", "head_lr_factor", "min_scale", "power", "sigma"):
             self._refuse_unless(key, getattr(self, key) > 0, "more than 0")
-        for key in ("balanced_crops", "class_mix", "colour", "hold"):
+        for key in ("balanced_crops", "class_mix", "colour", "half_body", "hold"):
             self._refuse_unless(key, 0 <= getattr(self, key) <= 1, "from 0 to 1")
         for key in ("ohem", "ema", "drop_path", "dropout"):
             self._refuse_unless(key, 0 <= getattr(self, key) < 1, "from 0 to below 1")
         self._refuse_unless("max_class_share", 0 < self.max_class_share <= 1, "from 0 to 1")
         self._refuse_unless("weight_decay", self.weight_decay >= 0, "0 or more")
         self._refuse_unless("max_scale", self.max_scale >= self.min_scale, "min_scale or more")
-        self._refuse_unless("warmup", self.warmup < self.steps, f"less than {self.steps} steps")
+        if not self.epochs:
+            self._refuse_unless("warmup", self.warmup < self.steps, f"less than {self.steps} steps")
+        try:
+            falls = self.falls
+        except ValueError:
+            falls = (-1.0,)
+        right = all(0 < share < 1 for share in falls)
+        self._refuse_unless("drops", right, "shares from 0 to 1 with commas between")
+
+    @property
+    def task(self) -> str:
+        """``pose`` or ``segmentation``."""
+        return "pose" if self.data == "coco" else "segmentation"
+
+    @property
+    def falls(self) -> tuple[float, ...]:
+        """`drops` as numbers."""
+        return tuple(float(share) for share in self.drops.split(",") if share.strip())
 
     def _refuse_unless(self, key: str, fine: bool, right: str) -> None:
         if not fine:
