@@ -71,7 +71,7 @@ def export(
 
     from segformerpp import exporting
     from segformerpp.benchmark.run import machine
-    from segformerpp.data.files import check_writable, write_whole
+    from segformerpp.data.files import check_writable_file, write_whole
     from segformerpp.evaluation.agreement import find_pairs
 
     if precision != "int8" and (calibrate or test):
@@ -79,7 +79,7 @@ def export(
     if masks and not test:
         raise UsageError("masks: of the images of --test, which is missing")
     if json:
-        check_writable("json", Path(json).parent)
+        check_writable_file("json", json)
     pairs = find_pairs(test, masks) if test else []
     if calibrate:
         say("quantising: half a second for each image and megapixel (B0; others longer)", quiet)
