@@ -92,7 +92,7 @@ def accuracy(rows: list[Row]) -> Iterable[list[str]]:
             yield [
                 *(name, f"`{row['merge']}`", f"{row['miou']:.2f}", f"{lost:.2f}"),
                 *(f"{row['agreement']:.2f} %", f"{row['pixel_accuracy']:.2f} %"),
-                f"{row['speed_up']:.2f}",
+                "withheld" if row["speed_up"] is None else f"{row['speed_up']:.2f}",
             ]
 
 

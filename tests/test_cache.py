@@ -42,13 +42,14 @@ def test_made_once_for_each_key() -> None:
     ]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"garbage\n", None])
+@pytest.mark.parametrize("damage", [b"", b"{", b"garbage\n", b"[]\n", b'{"key": 1}\n', None])
 def test_a_broken_entry_is_made_again(where: Path, damage: bytes | None) -> None:
     make = Maker(b"x" * 100)
     cache.fetch("thing", {}, make)
     (entry,) = where.glob("*.entry")
     whole = entry.read_bytes()
     entry.write_bytes(whole[:-7] + b"flipped" if damage is None else damage)
+    assert len(cache.entries()) == (damage is None)
     assert cache.fetch("thing", {}, make) == b"x" * 100
     assert make.calls == 2
     assert entry.read_bytes() == whole
@@ -133,6 +134,48 @@ def test_code_version_is_a_hash() -> None:
     versions = {cache.code_version(name) for name in ("runtimes/graph", "checkpoints")}
     assert len(versions) == 2
     assert all(len(version) == 16 and int(version, 16) > 0 for version in versions)
+
+
+def test_code_version_changes_with_all_code_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
+    found = set()
+    for text in ("a", "b"):
+        (tmp_path / "room" / "below").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "room" / "below" / "code.py").write_text(text)
+        found.add(cache.code_version.__wrapped__("room"))
+    assert len(found) == 2
+
+
+def test_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SEGFORMERPP_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    assert cache.folder() is None
+    assert cache.fetch("thing", {}, Maker()) == b"data"
+    assert cli.main(["cache"]) == 0
+    assert "there is no home folder" in capsys.readouterr().out
+
+
+def test_the_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGFORMERPP_CACHE", "~no-such-user/kept")
+    with pytest.raises(UsageError, match="SEGFORMERPP_CACHE: ~no-such-user/kept: there is no"):
+        cache.folder()
+
+
+def test_plans_of_another_version_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {"q": {"mode": "of-the-future"}, "kv": None}
+    cache.fetch("network", {"model": "mine", "merge": {"stages": [stage] * 4}}, Maker())
+    assert cli.main(["cache"]) == 0
+    out = capsys.readouterr().out
+    assert "mine" in out
+    assert "1 entries" in out
 
 
 def test_what_was_not_used_for_long_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:

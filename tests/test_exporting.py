@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 import segformerpp as sfpp
 from segformerpp import exporting
 from segformerpp.cli import main
-from segformerpp.errors import UsageError
+from segformerpp.errors import ImageError, UsageError
 from segformerpp.evaluation.agreement import find_pairs
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer
@@ -105,6 +106,10 @@ def test_what_is_refused(model: Segformer, tmp_path: Path) -> None:
         ({"size": (31, 64)}, "size: at least 32 pixels"),
         ({"size": (64.5, 64)}, "size: height and width in pixels"),
         ({"size": ((128, 64), (64, 128))}, "from the smaller to the larger, not 128x64..64x128"),
+        ({"size": 512}, "size: height and width in pixels, or .* not 512"),
+        ({"size": ()}, r"size: height and width in pixels, or .* not \(\)"),
+        ({"size": ((64, 64),)}, r"size: height and width in pixels, or .* not \(\(64, 64\),\)"),
+        ({"batch": (1, 2, 3)}, r"batch: a whole number, or .* not \(1, 2, 3\)"),
         ({"batch": 0}, "batch: a whole number from 1 up, not 0"),
         ({"batch": (4, 2)}, r"batch: from the smaller to the larger, not 4\.\.2"),
         (
@@ -119,10 +124,28 @@ def test_what_is_refused(model: Segformer, tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written(model: Segformer, tmp_path: Path) -> None:
+    """It is said before the work."""
     (tmp_path / "x.onnx").mkdir()
-    with pytest.raises(OSError, match=r"x\.onnx"):
-        sfpp.export(model, tmp_path / "x.onnx", size=(64, 64))
-    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+    (tmp_path / "a-file").write_text("")
+    for name, reason in (
+        ("x.onnx", r"out: .*x\.onnx is a folder, not a file"),
+        ("a-file/x.onnx", "out: cannot write to .*a-file: Not a directory"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            sfpp.export(model, tmp_path / name, precision="int8", calibrate=tmp_path / "nothing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "x.onnx"]
+
+
+def test_a_model_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = tiny()
+    network.metadata = replace(network.metadata, source="")
+    written = sfpp.export(network, size=(64, 64), format="onnx")
+    assert written.files == (Path("segformer-none-64x64.onnx"),)
+
+
+def _raise(error: ImageError) -> None:
+    raise error
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".xml"])
@@ -138,7 +161,7 @@ def test_int8(random_checkpoint: Path, ending: str, tmp_path: Path) -> None:
         written = sfpp.export(
             random_checkpoint, path, merge="hq", precision="int8", calibrate=folder, **form
         )
-        row = exporting.compare(written, find_pairs(folder, None), lambda: None)
+        row = exporting.compare(written, find_pairs(folder, None), lambda: None, _raise)
         assert row["images"] == 2
         assert 80 < row["agreement"] <= 100
         plain = sfpp.export(random_checkpoint, tmp_path / f"f32{ending}", merge="hq", **form)
@@ -185,5 +208,34 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = json.loads(report.read_text())
     assert (row["merge"], row["batch"], row["files"]) == ("2x2", "1..2", [str(out)])
     assert run(out, images(2, 64, 96)).shape == (2, 11, 16, 24)
-    for wrong in (["--size", "64"], ["--batch", "0"], ["--masks", "m"], ["--test", "t"]):
+    for wrong in (
+        ["--size", "64"],
+        ["--size", "64x64.."],
+        ["--batch", "0"],
+        ["--masks", "m"],
+        ["--test", "t"],
+    ):
         assert main(["export", *wrong]) == 2
+
+
+def test_images_to_test_on_that_cannot_be_used(
+    tmp_path: Path, random_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are named, the rest is compared, and what was exported is told."""
+    folder, report = tmp_path / "images", tmp_path / "x.json"
+    folder.mkdir()
+    street = Image.open(ROOT / "samples" / "highway.png").convert("RGB")
+    street.resize((64, 64)).save(folder / "good.png")
+    (folder / "bad.png").write_text("no image")
+    options = ["--precision", "int8", "--size", "64x64", "--calibrate", str(folder / "good.png")]
+    options += ["--model", str(random_checkpoint), "--out", str(tmp_path / "x.onnx")]
+    assert main(["export", *options, "--test", str(folder), "--json", str(report)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"failed: {folder / 'bad.png'}: not an image of a known format\n"
+    assert "on 1 images" in captured.out
+    (folder / "good.png").rename(tmp_path / "good.png")
+    options[5] = str(tmp_path / "good.png")
+    assert main(["export", *options, "--test", str(folder), "--json", str(report)]) == 1
+    (row,) = json.loads(report.read_text())
+    assert (row["images"], "agreement" in row) == (0, False)
+    assert " of the labels" not in capsys.readouterr().out

@@ -57,17 +57,26 @@ class Entry:
 def folder() -> Path | None:
     """Where entries are: ``$SEGFORMERPP_CACHE``, else the system's place for such things.
 
-    None if that variable is ``off``.
+    None if that variable is ``off``, or nobody knows the user's home (in some containers).
+
+    Raises:
+        UsageError: if the variable names the home of a user that there is not.
     """
     if chosen := os.environ.get(FOLDER):
-        return None if chosen == "off" else Path(chosen).expanduser()
+        try:
+            return None if chosen == "off" else Path(chosen).expanduser()
+        except RuntimeError:
+            raise UsageError(f"{FOLDER}: {chosen}: there is no such user") from None
     if sys.platform == "darwin":
-        root = Path("~/Library/Caches").expanduser()
+        root = "~/Library/Caches"
     elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser()
+        root = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
     else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "segformerpp"
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(root, "segformerpp").expanduser()
+    except RuntimeError:
+        return None
 
 
 def limit() -> int:
@@ -104,7 +113,7 @@ def fetch(
         What `usable` returns.
 
     Raises:
-        UsageError: see `limit`.
+        UsageError: see `folder` and `limit`.
     """
     where = folder()
     if where is None:
@@ -144,12 +153,12 @@ def fetch(
 
 @functools.cache
 def code_version(package: str) -> str:
-    """A hash of the code in one of our packages, such as ``runtimes/graph``.
+    """A hash of the code in one of our packages and all below it, such as ``runtimes``.
 
     What it made before a change may be of no use after it.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.joinpath(package).glob("*.py")):
+    for path in sorted(Path(__file__).parent.joinpath(package).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -158,10 +167,10 @@ def entries() -> list[Entry]:
     """What is kept, the most recently used first."""
     where, found = folder(), []
     for path in where.glob(f"*{_SUFFIX}") if where else ():
-        with suppress(OSError, ValueError, KeyError), path.open("rb") as file:
+        with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
             head = json.loads(file.readline())
-            status = path.stat()
-            found.append(Entry(path, head["kind"], head["key"], status.st_size, status.st_mtime))
+            status, key = path.stat(), dict(head["key"])
+            found.append(Entry(path, head["kind"], key, status.st_size, status.st_mtime))
     return sorted(found, key=lambda entry: -entry.used)
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from segformerpp.arguments import Size, checked_size, whole_number
 from segformerpp.calibration import Calibration
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
-from segformerpp.data.files import expand_user
-from segformerpp.errors import UsageError
+from segformerpp.data.files import check_writable_file, expand_user
+from segformerpp.errors import ImageError, UsageError
 from segformerpp.evaluation import agreement
 from segformerpp.merging import MergePlan
 from segformerpp.runtimes.export import ENDINGS, FileForm, Range, write
@@ -104,6 +104,7 @@ def export(
     path = expand_user(path) if path else _named(checkpoint, form, ending)
     if format and path.suffix != ending:
         raise UsageError(f"out: a file for the format {format} ends in {ending}, not {path.name!r}")
+    check_writable_file("out", path)  # it may take minutes until it is written
     images = Calibration(calibrate, checkpoint.metadata) if calibrate else None
     notes = write(checkpoint, path, form, images)
     weights = [path.with_suffix(".bin")] * (path.suffix != ENDINGS["onnx"])
@@ -111,13 +112,12 @@ def export(
 
 
 def compare(
-    exported: Exported, pairs: Sequence[agreement.Pair], advance: Callable[[], None]
+    exported: Exported,
+    pairs: Sequence[agreement.Pair],
+    advance: Callable[[], None],
+    on_error: Callable[[ImageError], None],
 ) -> dict[str, Any]:
-    """Compare label maps of a file with those of the same file in f32; see `agreement.compare`.
-
-    Raises:
-        UsageError, ImageError: see there.
-    """
+    """Compare label maps of a file with those of the same file in f32; see `agreement.compare`."""
     network, path = exported.checkpoint, exported.files[0]
     with TemporaryDirectory() as folder:
         plain, form = Path(folder, f"f32{path.suffix}"), replace(exported.form, precision="f32")
@@ -126,20 +126,27 @@ def compare(
         second = agreement.exported(path, network.metadata, exported.form)
         return agreement.compare(
             *(first, second, pairs, network.config.num_outputs, network.metadata.reduce_labels),
-            advance,
+            *(advance, on_error),
         )
 
 
 def _sizes(size: Size | tuple[Size, Size] | None) -> Range | None:
     if size is None:
         return None
-    least, most = (size, size) if isinstance(size[0], SupportsIndex) else size
+    try:
+        least, most = (size, size) if isinstance(size[0], SupportsIndex) else size
+    except (TypeError, ValueError, LookupError):
+        raise UsageError(
+            f"size: height and width in pixels, or the smallest and the largest, not {size!r}"
+        ) from None
     return Range("size", checked_size("size", least), checked_size("size", most))
 
 
 def _batches(batch: int | tuple[int, int] | None) -> Range:
     if batch is None:
         return Range("batch", (1,), None)
+    if isinstance(batch, tuple) and len(batch) != 2:
+        raise UsageError(f"batch: a whole number, or the least and the most, not {batch!r}")
     least, most = batch if isinstance(batch, tuple) else (batch, batch)
     return Range("batch", (whole_number("batch", least, 1),), (whole_number("batch", most, 1),))
 
@@ -148,7 +155,7 @@ def _named(checkpoint: Checkpoint, form: FileForm, ending: str) -> Path:
     """Such as ``camvid-b0-hq-512x1024-int8.onnx``."""
     whole = str(form.size).replace("..", "-") if form.size.most else "any"
     model = Path(checkpoint.name).stem if Path(checkpoint.name).exists() else checkpoint.name
-    parts = [model, checkpoint.merge_plan.name, whole]
+    parts = [model or "segformer", checkpoint.merge_plan.name, whole]
     if form.precision != "f32":
         parts.append(form.precision)
     return Path(re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ending)

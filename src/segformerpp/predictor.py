@@ -115,9 +115,8 @@ class Predictor:
         self.labels, self.palette = classes.labels, classes.palette
         scale = self.merge_plan.input_scale
         self._least = math.ceil(network.config.min_image_size / scale)
-        if self._size and math.prod(max(side, self._least) for side in self._size) > MAX_PIXELS:
-            height, width = self._size
-            raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {height} x {width}")
+        if self._size:
+            _check_pixels(self._size, self._least)
         images = None
         if precision == "int8":  # whose graph takes images of any size down to a larger one
             from segformerpp.runtimes.sizes import least_size
@@ -173,6 +172,37 @@ class Predictor:
             raise outcome.error
         return outcome
 
+    def logits(self, image: ImageSource, size: Size | None = None) -> tuple[np.ndarray, float]:
+        """What the network gives for one image, before it is resized to the image's size.
+
+        Args:
+            image: as for a call.
+            size: (H, W) to resize this image to for the network, instead of the predictor's size.
+
+        Returns:
+            (K, h, w) float32, and the seconds that the network took.
+
+        Raises:
+            ImageError: if it cannot be read, or does not fit into the memory.
+            UsageError: if the size is none, or has more pixels than an image may have.
+        """
+        if size is not None:
+            size = checked_size("size", size)
+            _check_pixels(size, self._least)
+        prepared = self._prepare(image, size)
+        if isinstance(prepared, Failure):
+            raise prepared.error
+        try:
+            if prepared.input is None:
+                windows, seconds = self._windows(prepared)
+                return windows[:, 0 : windows.shape[1]], sum(seconds)
+            start = time.perf_counter()
+            logits: np.ndarray = self.runtime(prepared.input[None])[0]
+            return logits, time.perf_counter() - start
+        except (MemoryLimitError, MemoryError) as error:
+            failure = Failure.of_memory(image, error)
+        raise failure.error
+
     def stream(
         self,
         images: Iterable[ImageSource],
@@ -214,10 +244,10 @@ class Predictor:
                     else:
                         on_error(outcome.source, outcome.error)
 
-    def _prepare(self, source: ImageSource) -> Prepared | Failure:
+    def _prepare(self, source: ImageSource, size: Size | None = None) -> Prepared | Failure:
         try:
             image = read_image(source)
-            fitted = segmentation.fit(image, self._size, self._least)
+            fitted = segmentation.fit(image, size or self._size, self._least)
             tiled = self._tiling is not None and self._tiling.takes(fitted.shape[:2])
             x = None if tiled else segmentation.normalise(fitted, self.metadata)
         except ImageError as error:
@@ -261,23 +291,26 @@ class Predictor:
         ]
 
     def _run_tiled(self, prepared: Prepared) -> SegmentationResult:
+        logits, seconds = self._windows(prepared)
+        return replace(self._finish(prepared, logits, 0), network_seconds=sum(seconds))
+
+    def _windows(self, prepared: Prepared) -> tuple[Windows, list[float]]:
+        """Logits that are computed as they are read, and the seconds that this takes then."""
         assert self._tiling is not None
         logger.info("%s: %d x %d pixels go in tiles", prepared.path, *prepared.size)
-        seconds = 0.0
+        seconds: list[float] = []
 
         def network(windows: np.ndarray) -> np.ndarray:
-            nonlocal seconds
             x = np.stack([segmentation.normalise(window, self.metadata) for window in windows])
             start = time.perf_counter()
             logits = self.runtime(x)
-            seconds += time.perf_counter() - start
+            seconds.append(time.perf_counter() - start)
             return logits
 
         batch = self._together(self._tiling.tile)
-        logits = Windows(
-            prepared.fitted, network, len(self.labels), self._tiling, self._cell, batch
-        )
-        return replace(self._finish(prepared, logits, 0), network_seconds=seconds)
+        classes = len(self.labels)
+        windows = Windows(prepared.fitted, network, classes, self._tiling, self._cell, batch)
+        return windows, seconds
 
     def _try_to_finish(self, prepared: Prepared, logits: np.ndarray, seconds: float) -> Outcome:
         try:
@@ -300,6 +333,12 @@ class Predictor:
             probabilities=softmax,
             network_seconds=seconds,
         )
+
+
+def _check_pixels(size: Size, least: int) -> None:
+    """Refuse a size (H, W) that is too large once its sides are scaled up to `least`."""
+    if math.prod(max(side, least) for side in size) > MAX_PIXELS:
+        raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {size[0]} x {size[1]}")
 
 
 def _network(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformerpp.data.behind import run_behind
-from segformerpp.data.files import ImageFile, check_writable, write_whole
+from segformerpp.data.files import ImageFile, check_writable, check_writable_file, write_whole
 from segformerpp.data.images import ImageSource
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.tasks.segmentation_result import OUTPUTS, SegmentationResult, output_paths
@@ -58,9 +58,7 @@ class ResultsFolder:
         self._rows: dict[str, dict[str, Any]] = {}
         check_writable("out", self.folder)
         if self._report:
-            if self._report.is_dir():
-                raise UsageError(f"json: {self._report} is a folder, not a file")
-            check_writable("json", self._report.parent)
+            check_writable_file("json", self._report)
             if resume and self._report.exists():
                 self._rows = _read_rows(self._report)
 

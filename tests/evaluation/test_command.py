@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from segformerpp import Predictor, cli
+from segformerpp.cli.eval import headings
 from tests.training.test_batches import make_camvid
 
 Captured = pytest.CaptureFixture[str]
@@ -34,6 +35,7 @@ def test_everything(root: Path, tmp_path: Path, capsys: Captured) -> None:
     assert expected <= rows[0].keys()
     assert rows[0]["images"] == 3
     assert len(list((tmp_path / "worst").glob("0[12]_*.png"))) == 2
+    assert f"2 pictures of the worst images in {files['worst']}\n" in out
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
@@ -63,17 +65,76 @@ def test_broken_images(root: Path, tmp_path: Path, capsys: Captured) -> None:
         (["--root", ""], "root: the folder with the dataset is needed"),
         (["--root", "/nowhere"], "root: there is no folder '/nowhere'"),
         (["--merge", "none,bad"], "bad"),
-        (["--scales", "1,x"], "scales: factors from above 0 to 8, not 'x'"),
         (["--images", "0"], "images: a whole number from 1"),
         (["--confusion", "x.txt"], "confusion: a file ending in .png, .svg, .pdf, not x.txt"),
         (["--tile", "x"], "tile: height x width"),
+        (["--scales", "1,x"], "scales: numbers with commas between, not '1,x'"),
+        (["--scales", "1,0"], "scales: factors from above 0 to 8, not 0.0"),
+        (["--calibrate", "x"], "calibrate: only for the precision int8"),
+        (["--worst-count", "-3"], "worst_count: a whole number from 1 up, not -3"),
+        (["--worst-count", "0"], "worst_count: a whole number from 1 up, not 0"),
+        (["--worst", "a-file"], "worst: cannot write to a-file"),
+        (["--worst", "a-file/worst"], "worst: cannot write to a-file/worst"),
+        (["--json", "a-file/x.json"], "json: cannot write to a-file"),
+        (["--json", "."], "json: . is a folder, not a file"),
+        (["--confusion", "a-file/x.png"], "confusion: cannot write to a-file"),
+        (["--runtime", "torch,x"], "runtime: one of auto, torch"),
+        (["--precision", "f32,x"], "precision: one of auto, f32"),
     ],
 )
-def test_refused(root: Path, options: list[str], reason: str, capsys: Captured) -> None:
+def test_refused(
+    root: Path,
+    options: list[str],
+    reason: str,
+    capsys: Captured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is computed."""
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("")
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("an image was predicted"))
     assert cli.main(words(root, *options)) == 2
     err = capsys.readouterr().err
     assert reason in err
     assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+
+
+def test_results_in_folders_that_are_yet_to_be_made(root: Path, tmp_path: Path) -> None:
+    options = ["--images", "1", "--json", str(tmp_path / "a" / "rows.json")]
+    assert cli.main(words(root, *options, "--worst", str(tmp_path / "b" / "worst"))) == 0
+    assert (tmp_path / "a" / "rows.json").exists()
+    assert len(list((tmp_path / "b" / "worst").iterdir())) == 1
+
+
+def test_scales_belong_to_the_size(root: Path, tmp_path: Path) -> None:
+    """The network sees what it would see of the size that comes out, and that alone."""
+    found = []
+    for options in (["--size", "96x128", "--scales", "0.5"], ["--size", "48x64"], ["--scales=1.5"]):
+        file = tmp_path / "rows.json"
+        assert cli.main(words(root, *options, "--precision", "f32", "--json", str(file))) == 0
+        found.append(json.loads(file.read_text())[0]["per_class_iou"])
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_every_column_has_a_name_of_its_own(root: Path, capsys: Captured) -> None:
+    options = ["--images", "1", "--merge", "none,2x2,none", "--precision", "f32,bf16"]
+    assert cli.main(words(root, *options)) == 0
+    out = capsys.readouterr().out
+    assert " ".join(next(line for line in out.splitlines() if "IoU in" in line).split()) == (
+        "IoU in % none f32 none bf16 2x2 f32 2x2 bf16"
+    )
+    assert "withheld  withheld" in out  # a single image tells no time
+
+
+def test_headings() -> None:
+    rows = [{"merge": "hq", "runtime": name, "precision": "f32"} for name in ("torch", "openvino")]
+    assert headings(rows[:1]) == ["hq"]
+    assert headings(rows) == ["hq torch", "hq openvino"]
+    rows[1]["precision"] = "int8"
+    assert headings(rows) == ["hq torch f32", "hq openvino int8"]
 
 
 def test_interrupted(

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from segformerpp import Predictor, cache, runtimes
+from segformerpp.calibration import Calibration
 from segformerpp.checkpoints import open_checkpoint
 from segformerpp.cli import main
 from segformerpp.errors import UsageError
@@ -53,6 +54,23 @@ def test_once_for_each_model_and_plan(folder: Path, monkeypatch: pytest.MonkeyPa
         Predictor(precision="int8", merge="fast")
     kinds = [entry.kind for entry in cache.entries()]
     assert kinds.count("int8") == 1
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_images_can_be_gone_through_several_times(
+    random_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As quantisation may do; it does not say when they ran out."""
+    counts: list[int] = []
+
+    def quantise(model: ov.Model, inputs: Iterable[np.ndarray], count: int) -> ov.Model:
+        counts.extend([count, len(list(inputs)), len(list(inputs))])
+        return model
+
+    monkeypatch.setattr(int8, "quantise", quantise)
+    network = open_checkpoint(random_checkpoint)
+    int8.quantised(network, Calibration(folder, network.metadata))
+    assert counts == [2, 2, 2]
 
 
 @pytest.mark.usefixtures("empty_cache")

@@ -41,6 +41,7 @@ def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"precision": "bf16"}, "precision: ONNX Runtime computes in f32 here, not 'bf16'"),
         ({"device": "mps"}, "device: ONNX Runtime has .*cpu.* here, not 'mps'"),
+        ({"device": "cpu:3"}, "device: ONNX Runtime has .* here, not 'cpu:3'"),
         ({"device": "cpu:x"}, "device: ONNX Runtime has .* here, not 'cpu:x'"),
     ],
 )

@@ -1,17 +1,22 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
+from PIL import Image
 
-from segformerpp import runtimes
-from segformerpp.checkpoints import open_checkpoint
+from segformerpp import cache, runtimes
+from segformerpp.checkpoints import Checkpoint, open_checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.merging import PRESETS
 from segformerpp.merging.strategies import warn_small_grid
 from segformerpp.models import Segformer
+from segformerpp.runtimes.openvino import OpenvinoRuntime
+from segformerpp.runtimes.precision import SHORTER_SIDE
 from tests.models.test_segformer import tiny
 
 X = np.random.default_rng(0).normal(size=(3, 3, 131, 99)).astype(np.float32)
@@ -86,3 +91,26 @@ def test_a_grid_that_is_too_small_is_said_every_time(
             runtimes.create(checkpoint, "openvino", "f32")(X[:1, :, :64, :64])
         assert len(caplog.records) == 1
         assert "no whole cell of 3 x 3: nothing is merged there" in caplog.text
+
+
+@pytest.mark.parametrize(("plan", "compared"), [("downsample", True), ("input_scale=0.05", False)])
+def test_bf16_only_where_it_can_be_compared(
+    plan: str, compared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The photograph is too small for some plans; these must work all the same."""
+    model = tiny()
+    model.merge_plan = plan
+    runtime = OpenvinoRuntime(Checkpoint.of_model(model), "f32")
+    monkeypatch.setitem(runtime._hints, "bf16", ov.Type.f32)  # on machines without it, too
+    assert runtime._choose(["f32", "bf16"]) == ("bf16" if compared else "f32")
+    assert runtime._compiled.cache_info().currsize == 0
+
+
+def test_the_photograph() -> None:
+    with files("segformerpp").joinpath("runtimes", "street.jpg").open("rb") as file:
+        assert min(Image.open(file).size) == SHORTER_SIDE
+
+
+def test_what_is_kept_goes_with_all_the_code_that_made_it(random_checkpoint: Path) -> None:
+    runtime = OpenvinoRuntime(open_checkpoint(random_checkpoint), "f32")
+    assert runtime._key((1, 3, 64, 64), "f32")["code"] == cache.code_version("runtimes")

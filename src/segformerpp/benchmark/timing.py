@@ -36,19 +36,13 @@ class Timing:
 
     @property
     def uncertainty(self) -> float:
-        """How far the median may be off, over the median.
-
-        The notch of a box plot: 1.57 times the width of the middle half of the rounds over the
-        square root of how many there are (McGill, Tukey, Larsen: Variations of Box Plots, 1978).
-        """
-        medians = self._medians
-        width = _quantile(medians, 0.75) - _quantile(medians, 0.25)
-        return 1.57 * width / math.sqrt(len(medians)) / self.median
+        """How far the median may be off, over the median; see `median_uncertainty`."""
+        return median_uncertainty(self._medians)
 
     @property
     def meaningless(self) -> bool:
         """Whether the rounds differ too much for their number to tell anything."""
-        return len(self.rounds) < FEWEST_ROUNDS or self.uncertainty > MAX_UNCERTAINTY
+        return is_meaningless(self._medians)
 
     @property
     def _medians(self) -> list[float]:
@@ -65,6 +59,21 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, timings: Mapping[Any, Timing]) -> None:
         super().__init__()
         self.timings = timings
+
+
+def median_uncertainty(values: Sequence[float]) -> float:
+    """How far the median of some figures above 0 may be off, over the median.
+
+    The notch of a box plot: 1.57 times the width of the middle half of the values over the
+    square root of how many there are (McGill, Tukey, Larsen: Variations of Box Plots, 1978).
+    """
+    width = _quantile(values, 0.75) - _quantile(values, 0.25)
+    return 1.57 * width / math.sqrt(len(values)) / statistics.median(values)
+
+
+def is_meaningless(values: Sequence[float]) -> bool:
+    """Whether figures are too few, or differ too much, for their median to tell anything."""
+    return len(values) < FEWEST_ROUNDS or median_uncertainty(values) > MAX_UNCERTAINTY
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

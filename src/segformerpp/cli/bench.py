@@ -74,7 +74,7 @@ def bench(
     from segformerpp.benchmark.candidates import save_random
     from segformerpp.benchmark.run import Setting, combinations, measure
     from segformerpp.checkpoints import open_checkpoint
-    from segformerpp.data.files import check_writable, write_whole
+    from segformerpp.data.files import check_writable_file, write_whole
     from segformerpp.merging import MergePlan
     from segformerpp.models.config import SIZES
 
@@ -94,7 +94,7 @@ def bench(
         drawing.check(Path(plot))
     for key, wanted_file in (("json", json), ("plot", plot)):
         if wanted_file:
-            check_writable(key, Path(wanted_file).parent)
+            check_writable_file(key, wanted_file)
     wanted = combinations(sizes, batches, names, precisions, plans)
     refused: list[str] = []
 

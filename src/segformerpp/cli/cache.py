@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json as json_format
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from segformerpp.cli.options import SUCCESS
+from segformerpp.errors import PlanError
 from segformerpp.terminal import print_table
 
 
@@ -32,7 +34,7 @@ def cache(clear: bool = False, json: str | None = None) -> int:
 
     where = kept.folder()
     if where is None:
-        print(f"nothing is kept, because {kept.FOLDER} is off")
+        print(f"nothing is kept: {kept.FOLDER} is off, or there is no home folder")
         return SUCCESS
     if clear:
         print(f"{_megabytes(kept.clear())} MB removed from {where}")
@@ -42,7 +44,9 @@ def cache(clear: bool = False, json: str | None = None) -> int:
     for entry in entries:
         key, shape = entry.key, entry.key.get("shape")
         size = f"{shape[2]}x{shape[3]}" if shape else ""
-        plan = MergePlan.from_dict(key["merge"]).name if "merge" in key else ""
+        plan = ""
+        with suppress(PlanError):  # of another version of this package
+            plan = MergePlan.from_dict(key["merge"]).name if "merge" in key else ""
         row = {
             "kind": entry.kind,
             "model": key.get("model", ""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -24,11 +24,10 @@ from segformerpp.terminal import Progress, complain, print_table
 
 if TYPE_CHECKING:
     from segformerpp.data.datasets import SegmentationDataset
-    from segformerpp.evaluation.segmentation import Score, Views
-    from segformerpp.predictor import Predictor
+    from segformerpp.evaluation.views import Views
 
-#: Larger factors make images that nobody means.
-_LARGEST_SCALE = 8
+#: What tells the rows apart.
+_FORM = ("merge", "runtime", "precision")
 
 
 def eval(
@@ -62,7 +61,9 @@ def eval(
     Every image is predicted as `predict` does it, by each combination of plan, runtime and
     precision in turn, and compared with its mask at the mask's size. Agreement is the share of
     pixels that get the same label as from the first combination. Milliseconds are medians of the
-    network alone, without the first image of each size; `bench` measures more carefully.
+    network alone, without the first image of each size; they and the speed-up are withheld where
+    the images are so few, or differ so much, that the median may be off by more than 5 %. All
+    combinations share this process; `bench`, where each has its own, measures more carefully.
 
     Examples:
       segformerpp eval --data camvid --root camvid --split test
@@ -87,12 +88,13 @@ def eval(
         precision: precisions, with commas between: auto, f32, bf16, f16, int8
         device: auto, cpu, cuda, mps, xpu, gpu (OpenVINO's)
         threads: processor threads (default: one for each core)
-        size: height x width that images are resized to for the network (default: their own)
+        size: height x width that images are resized to for the network (default: their own); what
+            comes out is compared at the image's own size in any case
         tile: height x width of sliding windows; auto for windows where an image would take more
             than about 4 GiB; none to never use any
         overlap: pixels that windows share (default: a quarter)
-        scales: factors by which each image is resized for the network, with commas between; the
-            class probabilities are averaged
+        scales: factors of the size for the network, with commas between; the class probabilities
+            are averaged
         flip: look at each image in the mirror too, and average
         images: only the first so many
         calibrate: folder with some of your images, for the precision int8
@@ -106,28 +108,34 @@ def eval(
     """
     import json as json_format
 
+    from segformerpp import runtimes
     from segformerpp.benchmark import plot
     from segformerpp.benchmark.run import machine
     from segformerpp.data.datasets import Problem, open_dataset
-    from segformerpp.data.files import check_writable, write_whole
-    from segformerpp.evaluation.pictures import plot_confusion
+    from segformerpp.data.files import check_writable, check_writable_file, write_whole
+    from segformerpp.evaluation.pictures import plot_confusion, save_worst
     from segformerpp.evaluation.segmentation import Score, check_classes, evaluate
     from segformerpp.predictor import Predictor
 
     if not root:
         raise UsageError("root: the folder with the dataset is needed")
-    views = _views(scales, flip)
+    views = _views(scales, flip, None if size is None else parse_size("size", size))
+    names, precisions = parse_items("runtime", runtime), parse_items("precision", precision)
+    plans = parse_plans(merge) if merge else [None]
+    kinds = dict.fromkeys(product(plans, names, precisions))  # each once
+    for _, name, kind in kinds:
+        runtimes.check(name, kind, device, threads)
+    if calibrate and "int8" not in precisions:
+        raise UsageError("calibrate: only for the precision int8")
+    whole_number("worst_count", worst_count, 1)
     for key, wanted in (("json", json), ("confusion", confusion)):
         if wanted:
-            check_writable(key, Path(wanted).parent)
+            check_writable_file(key, wanted)
+    if worst:
+        check_writable("worst", Path(worst))
     if confusion:
         plot.check(Path(confusion), "confusion")
     dataset = _first(open_dataset(data, root, split, classes), images)
-    kinds = product(
-        parse_plans(merge) if merge else [None],
-        parse_items("runtime", runtime),
-        parse_items("precision", precision),
-    )
     predictors = [
         Predictor(
             model,
@@ -136,10 +144,9 @@ def eval(
             precision=kind,
             device=device,
             threads=threads,
-            size=None if size is None else parse_size("size", size),
+            size=views.size,
             tile=parse_tile(tile),
             overlap=None if overlap is None else parse_overlap(overlap),
-            probabilities=not views.single,
             calibrate=calibrate if kind == "int8" else None,
             offline=offline,
             revision=revision,
@@ -173,7 +180,7 @@ def eval(
         }
         for predictor, score in zip(predictors, table, strict=True)
     ]
-    if table[0].mious:
+    if table[0].ious:
         if not quiet:
             _show(rows)
         if json:
@@ -185,26 +192,23 @@ def eval(
             plot_confusion(counts, titles, dataset.classes.labels, Path(confusion))
             say(f"confusion matrices in {confusion}", quiet)
         if worst and not interrupted:
-            _draw_worst(predictors[0], dataset, table[0], views, Path(worst), worst_count)
-            say(f"the worst images in {worst}", quiet)
+            where = Path(worst)
+            files = save_worst(predictors[0], dataset, table[0], views, where, worst_count)
+            say(f"{len(files)} pictures of the worst images in {worst}", quiet)
     if interrupted:
-        complain(f"interrupted: figures are of the first {len(table[0].mious)} images")
+        complain(f"interrupted: figures are of the first {len(table[0].ious)} images")
         return INTERRUPTED
     return SOME_FAILED if failed else SUCCESS
 
 
-def _views(scales: str, flip: bool) -> Views:
-    from segformerpp.evaluation.segmentation import Views
+def _views(scales: str, flip: bool, size: tuple[int, int] | None) -> Views:
+    from segformerpp.evaluation.views import Views
 
-    factors = []
-    for text in parse_items("scales", scales):
-        try:
-            factors.append(float(text))
-        except ValueError:
-            factors.append(0.0)
-        if not 0 < factors[-1] <= _LARGEST_SCALE:
-            raise UsageError(f"scales: factors from above 0 to {_LARGEST_SCALE}, not {text!r}")
-    return Views(tuple(factors), flip)
+    try:
+        factors = tuple(map(float, parse_items("scales", scales)))
+    except ValueError:
+        raise UsageError(f"scales: numbers with commas between, not {scales!r}") from None
+    return Views(factors, flip, size)
 
 
 def _first(dataset: SegmentationDataset, images: int | None) -> SegmentationDataset:
@@ -213,23 +217,19 @@ def _first(dataset: SegmentationDataset, images: int | None) -> SegmentationData
     return replace(dataset, pairs=dataset.pairs[: whole_number("images", images, 1)])
 
 
-def _title(row: dict[str, Any]) -> str:
-    return f"{row['merge']} ({row['runtime']} {row['precision']}): mIoU {row['miou']} %"
-
-
 def _show(rows: list[dict[str, Any]]) -> None:
     percents = ["miou", "fwiou", "pixel_accuracy", "agreement"]
-    header = ["merge", "runtime", "precision", "mIoU", "fwIoU", "accuracy", "agreement"]
+    header = [*_FORM, "mIoU", "fwIoU", "accuracy", "agreement"]
     lines = []
     for row in rows:
-        line = [row["merge"], row["runtime"], row["precision"], *(_text(row[k]) for k in percents)]
-        line += [_text(row["median_ms"]), _text(row["speed_up"])]
+        line = [*(row[key] for key in _FORM), *(_text(row[key]) for key in percents)]
+        line += [_text(row[key], "withheld") for key in ("median_ms", "speed_up")]
         lines.append(line)
     print_table([*header, "ms", "speed-up"], lines)
     print()
     names = list(rows[0]["per_class_iou"])
     print_table(
-        ["IoU in %", *(f"{row['merge']}" for row in rows)],
+        ["IoU in %", *headings(rows)],
         [[name, *(_text(row["per_class_iou"][name]) for row in rows)] for name in names],
     )
     first = rows[0]
@@ -237,27 +237,16 @@ def _show(rows: list[dict[str, Any]]) -> None:
     print(f"\n{what}, {first['processor']}, {first['threads']} threads, {first['date']}")
 
 
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each row: its plan, and runtime and precision where there are several."""
+    plan, *others = _FORM
+    keys = [plan, *(key for key in others if len({row[key] for row in rows}) > 1)]
+    return [" ".join(row[key] for key in keys) for row in rows]
 
 
-def _draw_worst(
-    predictor: Predictor,
-    dataset: SegmentationDataset,
-    score: Score,
-    views: Views,
-    folder: Path,
-    count: int,
-) -> None:
-    from segformerpp.data.images import write_image
-    from segformerpp.evaluation.pictures import worst_case
-    from segformerpp.evaluation.segmentation import segment
+def _title(row: Mapping[str, Any]) -> str:
+    return f"{row['merge']} ({row['runtime']} {row['precision']}): mIoU {_text(row['miou'])} %"
 
-    known = {index: miou for index, miou in score.mious.items() if not math.isnan(miou)}
-    for place, index in enumerate(sorted(known, key=lambda i: known[i])[:count], 1):
-        image, mask = dataset.read(index)
-        name, plan = dataset.pairs[index].image.stem, predictor.merge_plan.name
-        title = f"{name}: mIoU {known[index]:.1f} %, merge {plan}"
-        label_map = segment(predictor, image, views)[0]
-        picture = worst_case(image, mask, label_map, dataset.classes, title)
-        write_image(folder / f"{place:02}_{name}.png", picture)
+
+def _text(value: float | None, instead: str = "") -> str:
+    return instead if value is None else f"{value:.2f}"

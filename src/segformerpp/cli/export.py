@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from segformerpp.arguments import Size, parse_size
-from segformerpp.cli.options import SUCCESS, say
-from segformerpp.errors import UsageError
-from segformerpp.terminal import Progress
+from segformerpp.cli.options import SOME_FAILED, SUCCESS, say
+from segformerpp.errors import ImageError, UsageError
+from segformerpp.terminal import Progress, complain
 
 
 def export(
@@ -43,7 +43,8 @@ def export(
       segformerpp export --precision int8 --calibrate photos/ --test test/ --masks testannot/
 
     Exit code:
-      0 if it was written, 1 if the disk refuses, 2 if the command makes no sense
+      0 if it was written, 1 if the disk refuses or images for --test cannot be used, 2 if the
+      command makes no sense
 
     Args:
         model: a model as `segformerpp predict` takes it
@@ -71,7 +72,7 @@ def export(
 
     from segformerpp import exporting
     from segformerpp.benchmark.run import machine
-    from segformerpp.data.files import check_writable, write_whole
+    from segformerpp.data.files import check_writable_file, write_whole
     from segformerpp.evaluation.agreement import find_pairs
 
     if precision != "int8" and (calibrate or test):
@@ -79,7 +80,7 @@ def export(
     if masks and not test:
         raise UsageError("masks: of the images of --test, which is missing")
     if json:
-        check_writable("json", Path(json).parent)
+        check_writable_file("json", json)
     pairs = find_pairs(test, masks) if test else []
     if calibrate:
         say("quantising: half a second for each image and megapixel (B0; others longer)", quiet)
@@ -98,13 +99,20 @@ def export(
         offline=offline,
         revision=revision,
     )
+    failed: list[ImageError] = []
+
+    def fail(error: ImageError) -> None:
+        failed.append(error)
+        complain(f"failed: {error}")
+
     megabytes = sum(file.stat().st_size for file in written.files) / 1e6
     say(f"{' and '.join(map(str, written.files))}, {megabytes:.1f} MB", quiet)
     row: dict[str, Any] = {**written.notes, **machine()}
     row["files"] = [str(file) for file in written.files]
     if pairs:
         with Progress(len(pairs), "comparing", shown=not quiet) as progress:
-            row |= exporting.compare(written, pairs, progress.advance)
+            row |= exporting.compare(written, pairs, progress.advance, fail)
+    if row.get("images"):
         text = f"on {row['images']} images {row['agreement']:.2f} % of the labels are those of f32"
         if "miou" in row:
             text += f"; mIoU {row['miou']:.2f} %, of f32 {row['miou_before']:.2f} %"
@@ -112,16 +120,16 @@ def export(
     if json:
         with write_whole(Path(json)) as file:
             file.write(json_format.dumps([row], indent=1).encode() + b"\n")
-    return SUCCESS
+    return SOME_FAILED if failed else SUCCESS
 
 
 def _sizes(text: str) -> tuple[Size, Size] | None:
     """Read ``512x1024``, ``512x512..1024x2048`` or ``any``."""
     if text == "any":
         return None
-    least, _, most = text.partition("..")
+    least, dots, most = text.partition("..")
     first = parse_size("size", least)
-    return first, parse_size("size", most) if most else first
+    return first, parse_size("size", most) if dots else first
 
 
 def _batches(text: str) -> tuple[int, int] | None:

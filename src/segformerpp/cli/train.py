@@ -59,12 +59,12 @@ def train(
     """
     import json as json_format
 
-    from segformerpp.data.files import check_writable, write_whole
+    from segformerpp.data.files import check_writable_file, write_whole
 
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes that torchrun starts
     quiet = quiet or not first
     if json:
-        check_writable("json", Path(json).parent)
+        check_writable_file("json", json)
     splits = [settings.split, settings.val_split] if settings.val_split else [settings.split]
     sets = [_opened(settings, split) for split in splits]
     if measure:

@@ -13,7 +13,7 @@ from PIL import Image
 from segformerpp.data.files import IMAGE_EXTENSIONS, expand_user, find_images
 from segformerpp.data.images import read_image
 from segformerpp.data.masks import IGNORED, Encode, from_ids, read_mask
-from segformerpp.errors import UsageError
+from segformerpp.errors import ImageError, UsageError
 from segformerpp.metrics.segmentation import confusion, mean_iou
 from segformerpp.models.config import Metadata
 from segformerpp.runtimes.export import FileForm
@@ -59,6 +59,7 @@ def compare(
     classes: int,
     reduce_labels: bool,
     advance: Callable[[], None],
+    on_error: Callable[[ImageError], None],
 ) -> dict[str, Any]:
     """Two ways to segment, on the same images.
 
@@ -69,24 +70,29 @@ def compare(
         classes: K.
         reduce_labels: see `Metadata`.
         advance: called after each image.
+        on_error: called with what is wrong with an image or a mask that cannot be read, or a mask
+            of another size; the image does not count.
 
     Returns:
         ``images``; ``agreement``, the share of pixels with equal labels; with masks ``miou_before``
-        and ``miou``, of the first and the second. In percent.
-
-    Raises:
-        ImageError: if an image or a mask cannot be read, or a mask has another size.
+        and ``miou``, of the first and the second. In percent. Of no image nothing but ``images``.
     """
     encode = _lenient(classes, reduce_labels)
     counts, agreements = np.zeros((2, classes, classes), np.int64), []
     for pair in pairs:
-        maps = first(pair.image), second(pair.image)
-        agreements.append(float((maps[0] == maps[1]).mean()))
-        if pair.mask:
-            mask = read_mask(pair.mask, (maps[0].shape[0], maps[0].shape[1]), encode)
-            counts += [confusion(label_map, mask, classes) for label_map in maps]
+        try:
+            maps = first(pair.image), second(pair.image)
+            if pair.mask:
+                mask = read_mask(pair.mask, (maps[0].shape[0], maps[0].shape[1]), encode)
+                counts += [confusion(label_map, mask, classes) for label_map in maps]
+            agreements.append(float((maps[0] == maps[1]).mean()))
+        except ImageError as error:
+            on_error(error)
         advance()
-    row = {"images": len(pairs), "agreement": round(100 * float(np.mean(agreements)), 2)}
+    row: dict[str, Any] = {"images": len(agreements)}
+    if not agreements:
+        return row
+    row["agreement"] = round(100 * float(np.mean(agreements)), 2)
     if any(pair.mask for pair in pairs):
         row["miou_before"], row["miou"] = (round(mean_iou(table), 2) for table in counts)
     return row

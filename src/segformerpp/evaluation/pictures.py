@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from segformerpp.data.datasets import SegmentationDataset
 from segformerpp.data.files import write_whole
+from segformerpp.data.images import write_image
 from segformerpp.data.labels import LabelSet
 from segformerpp.data.masks import IGNORED
+from segformerpp.evaluation.segmentation import Score
+from segformerpp.evaluation.views import Views, segment
+from segformerpp.predictor import Predictor
 from segformerpp.tasks.legend import LegendEntry, add_legend
 from segformerpp.tasks.segmentation_result import SegmentationResult
 
@@ -66,6 +72,46 @@ def worst_case(
         for i in order
     ]
     return Image.fromarray(add_legend(np.asarray(page), entries)) if entries else page
+
+
+def save_worst(
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    score: Score,
+    views: Views,
+    folder: Path,
+    count: int,
+) -> list[Path]:
+    """Write a picture of each of the images that came out worst, the worst one as ``01_...``.
+
+    They are predicted again, because nobody knows before the end which ones to keep.
+
+    Args:
+        predictor: what predicts them.
+        dataset: where they are from.
+        score: what the predictor got right there.
+        views: how it looked at them.
+        folder: made if it is missing.
+        count: how many at most.
+
+    Returns:
+        The files.
+
+    Raises:
+        ImageError: if an image cannot be read or predicted any more.
+        OSError: if a file cannot be written.
+    """
+    known = {index: value for index, value in score.ious.items() if not math.isnan(value)}
+    files = []
+    for place, index in enumerate(sorted(known, key=lambda i: known[i])[:count], 1):
+        image, mask = dataset.read(index)
+        name, plan = dataset.pairs[index].image.stem, predictor.merge_plan.name
+        title = f"{name}: IoU of its classes {known[index]:.1f} %, merge {plan}"
+        label_map = segment(predictor, image, views)[0]
+        picture = worst_case(image, mask, label_map, dataset.classes, title)
+        files.append(folder / f"{place:02}_{name}.png")
+        write_image(files[-1], picture)
+    return files
 
 
 def _overlay(image: np.ndarray, label_map: np.ndarray, classes: LabelSet) -> np.ndarray:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image
 
+from segformerpp.benchmark.timing import is_meaningless
 from segformerpp.data.datasets import Problem, SegmentationDataset
 from segformerpp.data.labels import LabelSet
 from segformerpp.errors import ImageError, UsageError
+from segformerpp.evaluation.views import Views, segment
 from segformerpp.metrics.segmentation import (
     confusion,
     frequency_weighted_iou,
+    image_iou,
     iou,
     mean_iou,
     pixel_accuracy,
@@ -38,50 +41,39 @@ class Score:
         counts: pixels by true and predicted class, (K, K).
         agreements: for each image, the share of pixels labelled as by the first predictor.
         seconds: of the network, for each image but the first of its size.
-        mious: for each image, by its place in the dataset, in percent; NaN where nothing counts.
+        ious: for each image, by its place in the dataset, `image_iou`; NaN where nothing counts.
     """
 
     classes: int
     counts: np.ndarray = field(init=False)
     agreements: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    mious: dict[int, float] = field(default_factory=dict)
+    ious: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counts = np.zeros((self.classes, self.classes), np.int64)
 
     def row(self, labels: Sequence[str], first: Score) -> dict[str, Any]:
-        """The figures, in percent and milliseconds, with the keys of all our JSON files."""
+        """The figures, in percent and milliseconds, with the keys of all our JSON files.
+
+        What there is no figure for is None: the IoU of a class that never occurs, and a time or a
+        speed-up whose median may be off by more than 5 % (see `benchmark.timing`); `withheld` is
+        whether that is so of either.
+        """
         # Image by image: what disturbs the machine for a while disturbs both.
         gains = [a / b for a, b in zip(first.seconds, self.seconds, strict=False)]
+        seconds, gain = _median(self.seconds), _median(gains)
         return {
             "miou": _rounded(mean_iou(self.counts)),
             "fwiou": _rounded(frequency_weighted_iou(self.counts)),
             "pixel_accuracy": _rounded(pixel_accuracy(self.counts)),
             "per_class_iou": dict(zip(labels, map(_rounded, iou(self.counts)), strict=True)),
             "agreement": _rounded(100 * float(np.mean(self.agreements or [np.nan]))),
-            "median_ms": round(1000 * statistics.median(self.seconds), 2) if gains else None,
-            "speed_up": round(statistics.median(gains), 3) if gains else None,
-            "images": len(self.mious),
+            "median_ms": None if seconds is None else round(1000 * seconds, 2),
+            "speed_up": None if gain is None else round(gain, 3),
+            "withheld": seconds is None or gain is None,
+            "images": len(self.ious),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Views:
-    """How often an image is looked at; the class probabilities of all views are averaged.
-
-    Args:
-        scales: factors by which the image is resized for the network.
-        flip: whether each is looked at in the mirror too.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-
-    @property
-    def single(self) -> bool:
-        """Whether it is the image alone, as it is."""
-        return self.scales == (1.0,) and not self.flip
 
 
 def check_classes(predictor: Predictor, classes: LabelSet) -> None:
@@ -119,7 +111,9 @@ def evaluate(
     on_error: Callable[[Problem], None],
     advance: Callable[[], None],
 ) -> None:
-    """Predict every image with every predictor, in turns.
+    """Predict every image with every predictor, in turns, in another order for each image.
+
+    Nothing is read meanwhile, which would take processor time from the network.
 
     Args:
         predictors: to compare; agreement is with the first.
@@ -131,52 +125,41 @@ def evaluate(
         advance: called after each image.
     """
     seen: set[tuple[int, ...]] = set()
+    order, shuffle = list(range(len(predictors))), random.Random(0).shuffle
     for index, pair in enumerate(dataset.pairs):
         try:
             image, mask = dataset.read(index)
-            found = [segment(predict, image, views) for predict in predictors]
+            shuffle(order)
+            found = {i: _segment(predictors[i], image, views, pair.image) for i in order}
         except ImageError as error:
             on_error(Problem(pair, str(error)))
             advance()
             continue
         timed = image.shape in seen  # the first time, it compiles
         seen.add(image.shape)
-        for score, (label_map, seconds) in zip(scores, found, strict=True):
+        for i, score in enumerate(scores):
+            label_map, seconds = found[i]
             counts = confusion(label_map, mask, score.classes)
             score.counts += counts
-            score.mious[index] = mean_iou(counts)
+            score.ious[index] = image_iou(counts)
             score.agreements.append(float((label_map == found[0][0]).mean()))
             score.seconds += [seconds] * timed
         advance()
 
 
-def segment(predict: Predictor, image: np.ndarray, views: Views) -> tuple[np.ndarray, float]:
-    """Look at an image (H, W, 3) uint8.
+def _segment(
+    predict: Predictor, image: np.ndarray, views: Views, path: Path
+) -> tuple[np.ndarray, float]:
+    """`segment`, whose errors name the file."""
+    try:
+        return segment(predict, image, views)
+    except (ImageError, MemoryError, UsageError) as error:  # the last: a view is too large
+        reason = str(error).removeprefix("image: ") or "too large for the memory"
+        raise ImageError(f"{path}: {reason}") from None
 
-    Returns:
-        The label map (H, W), and the seconds that the network took for all views.
 
-    Raises:
-        ImageError: if it does not fit into the memory.
-    """
-    if views.single:
-        result = predict(image)
-        return result.label_map, result.network_seconds
-    height, width = image.shape[:2]
-    total, seconds = np.zeros((len(predict.labels), height, width), np.float32), 0.0
-    for scale in views.scales:
-        size = max(round(width * scale), 1), max(round(height * scale), 1)
-        scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-        for view in (scaled, scaled[:, ::-1])[: 1 + views.flip]:
-            result = predict(view)
-            assert result.probabilities is not None
-            chances = result.probabilities.astype(np.float32)
-            if view is not scaled:
-                chances = chances[:, :, ::-1]
-            for k, plane in enumerate(chances):
-                total[k] += cv2.resize(np.ascontiguousarray(plane), (width, height))
-            seconds += result.network_seconds
-    return total.argmax(0), seconds
+def _median(values: Sequence[float]) -> float | None:
+    return None if is_meaningless(values) else statistics.median(values)
 
 
 def _rounded(value: float) -> float | None:

@@ -47,3 +47,13 @@ def frequency_weighted_iou(confusion: np.ndarray) -> float:
     if not present.any():
         return float("nan")
     return float((iou(confusion)[present] * true[present]).sum() / true.sum())
+
+
+def image_iou(confusion: np.ndarray) -> float:
+    """Mean over the classes that the mask of one image has, in percent; NaN if it has none.
+
+    Classes that were only predicted count through the pixels that they take from others, so that
+    a single wrong pixel is not a class with an IoU of zero.
+    """
+    there = confusion.sum(1) > 0
+    return float(iou(confusion)[there].mean()) if there.any() else float("nan")

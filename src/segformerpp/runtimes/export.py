@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -173,7 +173,8 @@ def write(
     if images is not None:
         from segformerpp.runtimes import int8
 
-        inputs = _Inputs(images, form)
+        most = _pair(size.most) if size.most else None
+        inputs = int8.Inputs(images, _pair(size.least), most, batch.least[0], form.pixels)
         if is_onnx:
             graph = int8.quantise(graph, inputs, len(images))
             helper.set_model_props(graph, notes)
@@ -234,19 +235,6 @@ def _notes(checkpoint: Checkpoint, form: FileForm) -> dict[str, str]:
         "license": meaning.license,
         "segformerpp": __version__,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What goes into the network of a file; can be gone through several times."""
-
-    images: Images
-    form: FileForm
-
-    def __iter__(self) -> Iterator[Any]:
-        size, batch = self.form.size, self.form.batch.least[0]
-        most = _pair(size.most) if size.most else None
-        return iter(self.images.inputs(_pair(size.least), most, batch, self.form.pixels))
 
 
 def _pair(size: tuple[int, ...]) -> Size:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +42,7 @@ class Images(Protocol):
     def inputs(
         self, least: Size, most: Size | None = None, batch: int = 1, pixels: bool = False
     ) -> Iterable[np.ndarray]:
-        """What goes into a network, image by image; can be gone through several times.
+        """What goes into a network, image by image, once.
 
         Args:
             least: the smallest size (H, W); what is smaller is resized.
@@ -49,6 +50,24 @@ class Images(Protocol):
             batch: how often each image is repeated.
             pixels: whether (B, H, W, 3) uint8 instead of normalised (B, 3, H, W) float32.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What goes into a network, image by image; can be gone through several times.
+
+    Args:
+        images: the images; for the other arguments see `Images.inputs`.
+    """
+
+    images: Images
+    least: Size
+    most: Size | None = None
+    batch: int = 1
+    pixels: bool = False
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.images.inputs(self.least, self.most, self.batch, self.pixels))
 
 
 def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, str | None]:
@@ -73,7 +92,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
         "weights": checkpoint.digest,
         "merge": checkpoint.merge_plan.to_dict(),
         "segformerpp": __version__,
-        "code": cache.code_version("runtimes/graph"),
+        "code": cache.code_version("runtimes"),
     }
     fingerprint = _latest(key) if images is None else images.fingerprint
 
@@ -86,7 +105,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
         interface = Interface(None, None)
         config, plan = checkpoint.config, checkpoint.merge_plan
         graph = build(config, checkpoint.tensors(), plan, interface, form="int8")
-        inputs = images.inputs(least_size(config, plan))
+        inputs = Inputs(images, least_size(config, plan))
         return _packed(quantise_openvino(graph, inputs, len(images)))
 
     if checkpoint.digest is None or fingerprint is None:
@@ -100,7 +119,7 @@ def quantise_openvino(graph: Any, inputs: Iterable[np.ndarray], count: int) -> o
 
     Args:
         graph: the model.
-        inputs: see `Images.inputs`.
+        inputs: what it is quantised on.
         count: how many of them there are.
 
     Raises:
@@ -133,7 +152,7 @@ def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
     with redirect_stdout(io.StringIO()):  # its progress bars
         return nncf.quantize(
             model,
-            nncf.Dataset(_Named(inputs)),
+            nncf.Dataset(inputs, lambda x: {IMAGES: x}),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=count,
@@ -144,16 +163,6 @@ def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
             ),
             advanced_parameters=advanced.AdvancedQuantizationParameters(smooth_quant_alphas=smooth),
         )
-
-
-class _Named:
-    """Inputs with the name of the input that they go into."""
-
-    def __init__(self, inputs: Iterable[np.ndarray]) -> None:
-        self._inputs = inputs
-
-    def __iter__(self) -> Any:
-        return ({IMAGES: x} for x in self._inputs)
 
 
 def _nncf() -> Any:

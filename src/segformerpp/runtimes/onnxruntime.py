@@ -60,7 +60,7 @@ class OnnxRuntime:
         able = [kind for kind, provider in _PROVIDERS.items() if provider in present]
         self.device = able[-1] if device == "auto" else device
         kind, _, number = self.device.partition(":")
-        if kind not in able or (number and not number.isdecimal()):
+        if kind not in able or (number and (kind == "cpu" or not number.isdecimal())):
             raise UsageError(f"device: ONNX Runtime has {', '.join(able)} here, not {device!r}")
         self._provider: tuple[str, dict[str, str]] = (_PROVIDERS[kind], {})
         self.threads = 0

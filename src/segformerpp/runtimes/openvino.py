@@ -13,7 +13,7 @@ from segformerpp import __version__, cache
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.memory import memory_limits
-from segformerpp.runtimes.precision import keeps_labels
+from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
 from segformerpp.runtimes.sizes import warn_small_grids
 
@@ -94,7 +94,10 @@ class OpenvinoRuntime:
     def _choose(self, precisions: list[str]) -> str:
         if self.device == "gpu":
             return "f16" if "f16" in precisions else "f32"
-        if "bf16" not in precisions:
+        # The photograph is RGB, and some plans shrink it to less than the network takes.
+        least = self._checkpoint.config.min_image_size / self._checkpoint.merge_plan.input_scale
+        comparable = self._checkpoint.config.in_channels == 3 and least <= SHORTER_SIDE
+        if "bf16" not in precisions or not comparable:
             return "f32"
 
         def compare() -> bytes:
@@ -102,6 +105,7 @@ class OpenvinoRuntime:
                 lambda x, kind=kind: self._compiled(x.shape, kind)(x)[0] for kind in ("f32", "bf16")
             )
             same = keeps_labels(full, half, self._checkpoint.metadata)
+            self._compiled.cache_clear()  # each holds the weights once more
             return b"bf16" if same else b"f32"
 
         if self._checkpoint.digest is None:
@@ -162,5 +166,5 @@ class OpenvinoRuntime:
             "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
             "openvino": ov.__version__,
             "segformerpp": __version__,
-            "code": cache.code_version("runtimes/graph"),
+            "code": cache.code_version("runtimes"),
         }

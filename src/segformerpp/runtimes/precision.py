@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: The share of pixels whose label must stay the same.
 LEAST_AGREEMENT = 0.995
+#: Of the photograph, in pixels.
+SHORTER_SIDE = 384
 
 Network = Callable[[np.ndarray], np.ndarray]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from segformerpp.arguments import Size
@@ -81,9 +82,9 @@ def postprocess(logits: LogitRows, size: Size) -> np.ndarray:
     return label_map
 
 
-def probabilities(logits: LogitRows, size: Size) -> np.ndarray:
-    """Resize logits to the image's size, then softmax: (K, H, W) float16."""
-    out = np.empty((logits.shape[0], *size), np.float16)
+def probabilities(logits: LogitRows, size: Size, dtype: DTypeLike = np.float16) -> np.ndarray:
+    """Resize logits to the image's size, then softmax: (K, H, W) of a floating type."""
+    out = np.empty((logits.shape[0], *size), dtype)
     for top, rows in _strips(logits, size):
         strip = np.stack([_widen(row, size[1]) for row in rows])
         strip -= strip.max(axis=0)

@@ -116,3 +116,13 @@ def test_sizes_that_are_refused() -> None:
     with pytest.raises(UsageError, match=r"from at least 97 x 97 .* not from 97 x 96"):
         written("hq", Interface(None, least=(97, 96)))
     written("hq", Interface(None, least=(97, 97)))
+
+
+@pytest.mark.parametrize("plan", ["none", "hq"])
+def test_weights_are_stored_once(plan: str, random_model: Segformer) -> None:
+    """Though the bands of a Mix-FFN share them; and nothing is stored that holds one value."""
+    weights = tensors(random_model)
+    graph = build(
+        random_model.config, weights, MergePlan.parse(plan), Interface((1024, 1024), batch=1)
+    )
+    assert graph.ByteSize() < 1.02 * sum(array.nbytes for array in weights.values())

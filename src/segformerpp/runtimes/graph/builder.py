@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -118,12 +119,16 @@ class Graph:
         array = np.asarray(value)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        # Small ones are often needed again; large ones are weights, each used once.
-        content = array.tobytes() if array.size <= 64 else len(self._constants)
+        array = np.ascontiguousarray(array)
+        # Weights are needed again in every band of a Mix-FFN, index sets in every block. Not so
+        # biases: OpenVINO fuses only those with one user.
+        content: Any = len(self._constants)
+        if array.size <= 64 or array.ndim > 1 or array.dtype != np.float32:
+            content = hashlib.sha256(array.data).digest()
         key = (array.dtype.str, array.shape, content)
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
-            self._constants[key] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._constants[key] = numpy_helper.from_array(array, name)
         return self._constants[key].name
 
     def dims(self, *dims: Dim) -> Operand:
@@ -171,12 +176,10 @@ class Graph:
             return self.op("Max", self.op("Sub", a, b), 0)
         return a - b
 
-    def full(self, value: np.generic, *dims: Dim) -> Operand:
-        """A tensor that holds one value everywhere."""
-        if any(isinstance(dim, Value) for dim in dims):
-            filling = numpy_helper.from_array(np.array([value]))
-            return self.op("ConstantOfShape", self.dims(*dims), value=filling)
-        return np.full([int(dim) for dim in dims if not isinstance(dim, Value)], value)
+    def full(self, value: np.generic, *dims: Dim) -> Value:
+        """A tensor that holds one value everywhere; a node, which a file stores in a few bytes."""
+        filling = numpy_helper.from_array(np.array([value]))
+        return self.op("ConstantOfShape", self.dims(*dims), value=filling)
 
     def transpose(self, x: Value, *order: int) -> Value:
         """The axes in another order."""

@@ -198,7 +198,10 @@ class _Pool1d:
         return g.op("ReduceSum", x, np.array([2]), keepdims=0) / sizes
 
     def unmerge(self, x: Value) -> Value:
-        return self._g.op("Gather", x, nearest(self._g, self._tokens.count, self._count), axis=1)
+        # i * cells // tokens, as `nearest` has it, of factors that stay small.
+        g, tokens, s = self._g, self._tokens, self._s
+        i, missing = g.arange(0, tokens.count), g.difference(self._count * s, tokens.count)
+        return g.op("Gather", x, (i + i * missing // tokens.count) // s, axis=1)
 
 
 class _Pool2d:
@@ -241,5 +244,10 @@ def _sizes(g: Graph, size: Dim, cells: Dim, s: int) -> Index:
 
 
 def nearest(g: Graph, size: Dim, source: Dim) -> Index:
-    """Which of `source` values nearest interpolation to `size` reads: i * source // size."""
-    return g.arange(0, size) * source // size
+    """Which of `source` values nearest interpolation to `size` reads: i * source // size.
+
+    The whole part of the ratio goes apart: OpenVINO divides whole numbers in f32, which knows them
+    up to 2**24 only.
+    """
+    i = g.arange(0, size)
+    return i * (source // size) + i * (source % size) // size
