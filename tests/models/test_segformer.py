@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segformerpp.errors import PlanError, UsageError
-from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.merging import PRESETS, MergePlan, Neighbour2d, StageMerge
+from segformerpp.merging.match import match
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
+from segformerpp.models.attention import Attention
 from segformerpp.models.config import HeadKind
 from tests.merging.test_plan import stages
 
 PLANS = [
     *PRESETS,
     "q1234:mode=n1d,s=3",
+    "kv123:mode=bsm,r=0.8,sx=2,sy=2,proportional=true kv4:mode=n2d,sx=2,sy=2,proportional=true",
     "q34:mode=bsm,r=0.5,sx=2,sy=3 kv1:mode=bsm,r=0.9,sx=2,sy=2 kv23:mode=n2d,sx=2,sy=2",
 ]
 
@@ -107,6 +110,25 @@ def test_ratio_zero_is_none_and_plans_can_be_switched() -> None:
     with pytest.raises(PlanError, match="neither a preset"):
         model.merge_plan = "quick"
     assert model.merge_plan == MergePlan()
+
+
+def test_proportional_keys_weigh_as_much_as_the_tokens_in_them() -> None:
+    torch.manual_seed(0)
+    grid, pools = (5, 6), Neighbour2d(2, 2, proportional=True)
+    attention = Attention(16, 2, sr_ratio=1, embed_norm_eps=1e-6).double()
+    x = torch.randn(2, 30, 16, dtype=torch.float64)
+    found = match(pools, x, grid)
+    assert found is not None
+    merged = attention(x, grid, StageMerge(kv=pools))
+    # The same with every key there as often as it has tokens.
+    q = attention.q(x).unflatten(2, (2, 8)).transpose(1, 2)
+    k, v = (
+        attention.kv(found.unmerge(found.merge(x))).unflatten(2, (2, 2, 8)).permute(2, 0, 3, 1, 4)
+    )
+    out = ((q @ k.transpose(2, 3)) / 8**0.5).softmax(-1) @ v
+    assert relative(merged, attention.proj(out.transpose(1, 2).flatten(2))) < 1e-12
+    plain = attention(x, grid, StageMerge(kv=Neighbour2d(2, 2)))
+    assert relative(merged, plain) > 1e-4
 
 
 def test_too_small_images_are_refused() -> None:

@@ -38,6 +38,8 @@ class StageMerge:
         for key, merge in (("q", self.q), ("kv", self.kv)):
             if not isinstance(merge, Merge | None):
                 raise PlanError(f"{key}: a strategy such as Neighbour1d(2), or None, not {merge!r}")
+        if self.q and self.q.proportional:
+            raise PlanError("q.proportional: only merged keys/values (kv) have a weight to mend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,11 @@ class MergePlan:
             stage = {} if stage is None else stage
             where = f"stage {number}"
             refuse_unknown(stage, {"q", "kv"}, where)
-            parsed.append(
-                StageMerge(*(merge_from(stage.get(k), where, f"{k}.") for k in ("q", "kv")))
-            )
+            merges = [merge_from(stage.get(k), where, f"{k}.") for k in ("q", "kv")]
+            try:
+                parsed.append(StageMerge(*merges))
+            except PlanError as error:
+                raise PlanError(f"{where}, {error}") from None
         return cls(tuple(parsed), data.get("input_scale", 1.0))
 
     @classmethod
@@ -158,7 +162,7 @@ class MergePlan:
             if not colon and target.startswith("input_scale="):
                 if "input_scale" in data:
                     raise PlanError("input_scale: given twice")
-                data["input_scale"] = _number(target.removeprefix("input_scale="))
+                data["input_scale"] = _value(target.removeprefix("input_scale="))
                 continue
             match = re.fullmatch(r"(q|kv)([1-4]+)", target)
             if not (colon and match):
@@ -173,7 +177,7 @@ class MergePlan:
                     raise PlanError(f"{part!r}: expected key=value, not {item!r}")
                 if key in spec:
                     raise PlanError(f"{part!r}: {key} is given twice")
-                spec[key] = _number(value)
+                spec[key] = _value(value)
             for digit in match[2]:
                 stage = stages[int(digit) - 1]
                 if match[1] in stage:
@@ -214,22 +218,26 @@ class MergePlan:
             for key, merge in (("q", stage.q), ("kv", stage.kv)):
                 if merge:
                     parts[key, merge] = parts.get((key, merge), "") + str(number)
-        words = [
-            f"{key}{digits}:" + ",".join(f"{k}={v}" for k, v in (merge_to(merge) or {}).items())
-            for (key, merge), digits in parts.items()
-        ]
+        words = [f"{key}{digits}:{_keywords(merge)}" for (key, merge), digits in parts.items()]
         if self.input_scale != 1:
             words.append(f"input_scale={self.input_scale}")
         return " ".join(words) or "none"
 
 
-def _number(text: str) -> int | float | str:
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):  # as in YAML
+        return text == "true"
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             pass
     return text
+
+
+def _keywords(merge: Merge) -> str:
+    values = {k: "true" if v is True else v for k, v in (merge_to(merge) or {}).items()}
+    return ",".join(f"{k}={v}" for k, v in values.items())
 
 
 def _paper(q34: Merge | None = None, kv12: Merge | None = None) -> MergePlan:

@@ -50,14 +50,19 @@ class Attention(nn.Module):
         if self.sr is not None:
             reduced = self.sr(to_image(x, grid))
             keys, key_grid = self.sr_norm(to_tokens(reduced)), (reduced.shape[2], reduced.shape[3])
+        weights: Tensor | None = None
         if key_match := match(merge.kv, keys, key_grid):
             keys = key_match.merge(keys)
+            if merge.kv and merge.kv.proportional:
+                weights = key_match.log_sizes(x)
         query_match = match(merge.q, x, grid)
         queries = query_match.merge(x) if query_match else x
 
         q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, M, C/heads)
         k, v = self.kv(keys).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
+        # As small as this the mask is broadcast inside of the fused kernels.
+        mask = None if weights is None else weights[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, mask)
         out = self.proj(out.transpose(1, 2).flatten(2))
         return query_match.unmerge(out) if query_match else out
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from segformerpp.merging import MergePlan
 from segformerpp.models.config import SegformerConfig
-from segformerpp.runtimes.graph.builder import Dim, Graph, Value
+from segformerpp.runtimes.graph.builder import Dim, Graph, Operand, Value
 from segformerpp.runtimes.graph.matching import Tokens, match, nearest
 from segformerpp.runtimes.sizes import patch_grid, share_of
 
@@ -91,8 +91,11 @@ class NetworkWriter:
             reduced = self._conv(_to_image(x, tokens), name + "sr", ratio)
             keys = _to_tokens(reduced, key_tokens)
             keys = self._norm(keys, name + "sr_norm", config.embed_norm_eps)
+        logs: Operand | None = None
         if key_match := match(g, merge.kv, keys, key_tokens):
             keys = key_match.merge(keys)
+            if merge.kv and merge.kv.proportional:
+                logs = key_match.log_sizes()
         query_match = match(g, merge.q, x, tokens)
         queries = query_match.merge(x) if query_match else x
 
@@ -106,6 +109,8 @@ class NetworkWriter:
         q, k, v = (g.reshape(y, batch, -1, heads, dim // heads) for y in (q, k, v))
         # In this form OpenVINO makes one kernel of it, which never holds the whole attention map.
         weights = g.op("MatMul", g.transpose(q, 0, 2, 1, 3), g.transpose(k, 0, 2, 3, 1))
+        if logs is not None:
+            weights = weights + g.op("Unsqueeze", logs, np.array([1, 2]))
         weights = g.op("Softmax", weights, axis=-1)
         out = g.op("MatMul", weights, g.transpose(v, 0, 2, 1, 3))
         out = g.reshape(g.transpose(out, 0, 2, 1, 3), batch, -1, dim)
