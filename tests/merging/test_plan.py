@@ -26,7 +26,15 @@ weighted = st.one_of(
     st.builds(Neighbour1d, stride, proportional=st.booleans()),
     st.builds(Neighbour2d, stride, stride, proportional=st.booleans()),
 )
-stages = st.builds(StageMerge, merges, st.one_of(merges, weighted))
+stages = st.one_of(
+    st.builds(StageMerge, merges, st.one_of(merges, weighted)),
+    st.builds(
+        StageMerge,
+        st.builds(BipartiteMatching, st.floats(0, 1), stride, stride),
+        st.one_of(merges, weighted),
+        st.one_of(st.just(0), st.integers(2, 40)),
+    ),
+)
 plans = st.builds(
     MergePlan, st.tuples(stages, stages, stages, stages), st.sampled_from([1.0, 0.5, 0.75])
 )
@@ -133,6 +141,9 @@ def test_tome_cfg_errors_name_stage_and_key(stage: dict, key: str) -> None:
          r"stage 1, kv\.proportional: true or false, not 1"),
         ({"stages": [None, {"q": {"mode": "n1d", "s": 2, "proportional": True}}, None, None]},
          r"stage 2, q\.proportional: only merged keys"),
+        ({"stages": [{"q": {"mode": "n1d", "s": 2}, "reuse": 2}, None, None, None]},
+         "stage 1, reuse: 2, but nothing is matched"),
+        ({"stages": [None, {"reuse": 1}, None, None]}, "stage 2, reuse: a number of blocks"),
         ({"stages": [None, {"q": {"r": 0.5}}, None, None]}, r"stage 2, q\.mode: None"),
     ],
 )  # fmt: skip
@@ -150,6 +161,9 @@ def test_dict_errors(data: dict, words: str) -> None:
         ("q1:mode=n1d,s=2,s=3", "given twice"),
         ("q1:mode=n1d,s=2 q12:mode=n1d,s=2", "stage 1, q: given twice"),
         ("q1:mode=n1d,s=two", r"stage 1, q\.s"),
+        ("reuse3=4", "stage 3, reuse: 4, but nothing is matched"),
+        ("reuse3=a", "stage 3, reuse: a number"),
+        ("reuse33=2", "stage 3, reuse: given twice"),
         ("input_scale=half", "input_scale"),
         ("input_scale=0.5 input_scale=0.5", "input_scale: given twice"),
         ("no_such.yaml", "no_such.yaml: cannot be read"),

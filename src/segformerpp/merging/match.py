@@ -6,7 +6,7 @@ Shapes are static for a given grid and strategy; only the assignment depends on 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class Match(Protocol):
 
         None where all groups are of one size.
         """
+
+
+class Matches(NamedTuple):
+    """What a block's queries and keys/values are merged by."""
+
+    q: Match | None
+    kv: Match | None
 
 
 def match(merge: Merge | None, x: Tensor, grid: Grid) -> Match | None:

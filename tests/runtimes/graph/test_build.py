@@ -25,7 +25,7 @@ ODD = (
     "q14:mode=n1d,s=3 q3:mode=bsm,r=1,sx=2,sy=3 kv13:mode=n2d,sx=2,sy=3",
     "q12:mode=bsm,r=0.75,sx=2,sy=2 q34:mode=bsm,r=0.9,sx=2,sy=2 kv1:mode=bsm,r=0.01,sx=2,sy=1",
     "kv13:mode=bsm,r=0.7,sx=2,sy=2,proportional=true kv4:mode=n1d,s=4,proportional=true "
-    "kv2:mode=n2d,sx=2,sy=3,proportional=true",
+    "kv2:mode=n2d,sx=2,sy=3,proportional=true q3:mode=bsm,r=0.8,sx=2,sy=2 reuse3=2",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 import numpy as np
 
@@ -50,6 +50,13 @@ class Match(Protocol):
 
     def log_sizes(self) -> Operand | None:
         """Logarithms of the groups' sizes as (B, M) or (1, M); None where all are the same."""
+
+
+class Matches(NamedTuple):
+    """What a block's queries and keys/values are merged by."""
+
+    q: Match | None
+    kv: Match | None
 
 
 def match(g: Graph, merge: Merge | None, x: Value, tokens: Tokens) -> Match | None:
