@@ -8,7 +8,8 @@ from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer, SegformerConfig
 
 SIZES = [(256, 320), (129, 203)]
-PLANS = [*PRESETS, "q12:mode=n1d,s=3 kv3:mode=bsm,r=0.7,sx=2,sy=3"]
+REUSED = "q12:mode=bsm,r=0.9,sx=4,sy=4 reuse12=2"
+PLANS = [*PRESETS, REUSED, "q12:mode=n1d,s=3 kv3:mode=bsm,r=0.7,sx=2,sy=3"]
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])

@@ -88,6 +88,23 @@ def test_batch_groups_and_means(grid: Grid, merge: Merge, batch: int, seed: int)
         torch.testing.assert_close(found.merge(out), merged)
 
 
+@settings(deadline=None)
+@given(grids, merges, st.integers(1, 3))
+def test_log_sizes_count_the_tokens_of_each_group(grid: Grid, merge: Merge, batch: int) -> None:
+    x = tokens(grid, batch)
+    found = match(merge, x, grid)
+    if found is None:
+        return
+    # A group's mean of the indicator of one token is one over the group's size, or zero.
+    each = torch.eye(x.shape[1], dtype=x.dtype).expand(batch, -1, -1)
+    sizes = 1 / found.merge(each).amax(dim=2)
+    logs = found.log_sizes(x)
+    if logs is None:
+        assert (sizes == sizes[:1, :1]).all()
+    else:
+        torch.testing.assert_close(logs.exp().expand_as(sizes), sizes)
+
+
 @given(grids, st.integers(1, 20))
 def test_n1d_averages_runs_and_reads_nearest(grid: Grid, s: int) -> None:
     x, n = tokens(grid), grid[0] * grid[1]

@@ -21,7 +21,20 @@ merges = st.one_of(
     st.builds(Neighbour1d, stride),
     st.builds(Neighbour2d, stride, stride),
 )
-stages = st.builds(StageMerge, merges, merges)
+weighted = st.one_of(
+    st.builds(BipartiteMatching, st.floats(0, 1), stride, stride, proportional=st.booleans()),
+    st.builds(Neighbour1d, stride, proportional=st.booleans()),
+    st.builds(Neighbour2d, stride, stride, proportional=st.booleans()),
+)
+stages = st.one_of(
+    st.builds(StageMerge, merges, st.one_of(merges, weighted)),
+    st.builds(
+        StageMerge,
+        st.builds(BipartiteMatching, st.floats(0, 1), stride, stride),
+        st.one_of(merges, weighted),
+        st.one_of(st.just(0), st.integers(2, 40)),
+    ),
+)
 plans = st.builds(
     MergePlan, st.tuples(stages, stages, stages, stages), st.sampled_from([1.0, 0.5, 0.75])
 )
@@ -56,6 +69,14 @@ def test_presets_are_the_papers() -> None:
     assert (
         MergePlan.parse("q34:mode=bsm,r=0.8,sx=4,sy=4 kv12:mode=bsm,r=0.6,sx=2,sy=2").name == "hq"
     )
+
+
+def test_proportional_is_written_only_where_it_is_on() -> None:
+    text = "kv1:mode=bsm,r=0.9,sx=4,sy=4,proportional=true kv2:mode=n2d,sx=2,sy=2"
+    plan = MergePlan.parse(text)
+    assert [s.kv and s.kv.proportional for s in plan.stages] == [True, False, None, None]
+    assert str(plan) == text
+    assert plan == MergePlan.parse(text.replace("sy=2", "sy=2,proportional=false"))
 
 
 def test_tome_cfg() -> None:
@@ -116,6 +137,13 @@ def test_tome_cfg_errors_name_stage_and_key(stage: dict, key: str) -> None:
         ({"stages": [None, {"q": {"mode": "bsm", "r": -1, "sx": 2, "sy": 2}}, None, None]},
          r"stage 2, q\.r: a merge ratio"),
         ({"stages": [None, {"q": {"mode": "n1d", "s": True}}, None, None]}, r"stage 2, q\.s"),
+        ({"stages": [{"kv": {"mode": "n1d", "s": 2, "proportional": 1}}, None, None, None]},
+         r"stage 1, kv\.proportional: true or false, not 1"),
+        ({"stages": [None, {"q": {"mode": "n1d", "s": 2, "proportional": True}}, None, None]},
+         r"stage 2, q\.proportional: only merged keys"),
+        ({"stages": [{"q": {"mode": "n1d", "s": 2}, "reuse": 2}, None, None, None]},
+         "stage 1, reuse: 2, but nothing is matched"),
+        ({"stages": [None, {"reuse": 1}, None, None]}, "stage 2, reuse: a number of blocks"),
         ({"stages": [None, {"q": {"r": 0.5}}, None, None]}, r"stage 2, q\.mode: None"),
     ],
 )  # fmt: skip
@@ -133,6 +161,9 @@ def test_dict_errors(data: dict, words: str) -> None:
         ("q1:mode=n1d,s=2,s=3", "given twice"),
         ("q1:mode=n1d,s=2 q12:mode=n1d,s=2", "stage 1, q: given twice"),
         ("q1:mode=n1d,s=two", r"stage 1, q\.s"),
+        ("reuse3=4", "stage 3, reuse: 4, but nothing is matched"),
+        ("reuse3=a", "stage 3, reuse: a number"),
+        ("reuse33=2", "stage 3, reuse: given twice"),
         ("input_scale=half", "input_scale"),
         ("input_scale=0.5 input_scale=0.5", "input_scale: given twice"),
         ("no_such.yaml", "no_such.yaml: cannot be read"),

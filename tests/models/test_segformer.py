@@ -8,14 +8,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segformerpp.errors import PlanError, UsageError
-from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.merging import (
+    PRESETS,
+    BipartiteMatching,
+    Merge,
+    MergePlan,
+    Neighbour2d,
+    StageMerge,
+)
+from segformerpp.merging.match import Grid, Match, match
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
+from segformerpp.models.attention import Attention
 from segformerpp.models.config import HeadKind
 from tests.merging.test_plan import stages
 
 PLANS = [
     *PRESETS,
     "q1234:mode=n1d,s=3",
+    "kv123:mode=bsm,r=0.8,sx=2,sy=2,proportional=true kv4:mode=n2d,sx=2,sy=2,proportional=true",
+    "q3:mode=bsm,r=0.6,sx=2,sy=2 reuse3=2 kv3:mode=bsm,r=0.5,sx=2,sy=1,proportional=true",
     "q34:mode=bsm,r=0.5,sx=2,sy=3 kv1:mode=bsm,r=0.9,sx=2,sy=2 kv23:mode=n2d,sx=2,sy=2",
 ]
 
@@ -23,14 +34,8 @@ PLANS = [
 def tiny(head_kind: HeadKind = "linear", **changes: object) -> Segformer:
     """A network of the family's shape that runs in milliseconds."""
     torch.manual_seed(0)
-    config = SegformerConfig(
-        depths=(1, 1, 2, 1),
-        dims=(8, 16, 40, 64),
-        head_dim=16,
-        head_kind=head_kind,
-        num_outputs=4,
-        **changes,  # type: ignore[arg-type]  # whatever the test asks for
-    )
+    usual = {"depths": (1, 1, 2, 1), "dims": (8, 16, 40, 64), "head_dim": 16, "num_outputs": 4}
+    config = SegformerConfig(head_kind=head_kind, **(usual | changes))  # type: ignore[arg-type]  # whatever the test asks for
     model = Segformer(config)
     # The paper's initial weights are so small that every output would look alike.
     for module in model.modules():
@@ -107,6 +112,51 @@ def test_ratio_zero_is_none_and_plans_can_be_switched() -> None:
     with pytest.raises(PlanError, match="neither a preset"):
         model.merge_plan = "quick"
     assert model.merge_plan == MergePlan()
+
+
+def test_proportional_keys_weigh_as_much_as_the_tokens_in_them() -> None:
+    torch.manual_seed(0)
+    grid, pools = (5, 6), Neighbour2d(2, 2, proportional=True)
+    attention = Attention(16, 2, sr_ratio=1, embed_norm_eps=1e-6).double()
+    x = torch.randn(2, 30, 16, dtype=torch.float64)
+    found = match(pools, x, grid)
+    assert found is not None
+    merged, _ = attention(x, grid, StageMerge(kv=pools))
+    # The same with every key there as often as it has tokens.
+    q = attention.q(x).unflatten(2, (2, 8)).transpose(1, 2)
+    k, v = (
+        attention.kv(found.unmerge(found.merge(x))).unflatten(2, (2, 2, 8)).permute(2, 0, 3, 1, 4)
+    )
+    out = ((q @ k.transpose(2, 3)) / 8**0.5).softmax(-1) @ v
+    assert relative(merged, attention.proj(out.transpose(1, 2).flatten(2))) < 1e-12
+    plain, _ = attention(x, grid, StageMerge(kv=Neighbour2d(2, 2)))
+    assert relative(merged, plain) > 1e-4
+
+
+@torch.inference_mode()
+def test_matches_are_reused_by_the_blocks_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, x = "q3:mode=bsm,r=0.6,sx=2,sy=2 kv1:mode=n2d,sx=2,sy=2", image(128, 128)
+    model, found = tiny(depths=(1, 1, 5, 1)).double(), []
+
+    def count(merge: Merge | None, x: Tensor, grid: Grid) -> Match | None:
+        found.append(merge)
+        return match(merge, x, grid)
+
+    monkeypatch.setattr("segformerpp.models.attention.match", count)
+    logits = {}
+    for reuse, times in ((0, 5), (2, 3), (9, 1)):
+        found.clear()
+        model.merge_plan = plan + (f" reuse3={reuse}" if reuse else "")
+        logits[reuse] = model(x)
+        assert found.count(BipartiteMatching(0.6, 2, 2)) == times
+    assert relative(logits[2], logits[0]) > 1e-6
+    # The groups are those of the first block: with all blocks alike, nothing changes.
+    for name, weight in model.encoder.stages[2].named_parameters():
+        if name.endswith(("attention.proj.weight", "ffn.fc2.weight")):
+            nn.init.zeros_(weight)
+    reused = model(x)
+    model.merge_plan = plan
+    assert relative(model(x), reused) < 1e-12
 
 
 def test_too_small_images_are_refused() -> None:

@@ -44,8 +44,8 @@ def cost(config: SegformerConfig, plan: MergePlan, size: tuple[int, int]) -> Cos
         attention = 2 * queries * dim**2 + 2 * keys * dim**2 + 2 * queries * keys * dim
         hidden = dim * config.mlp_ratios[stage]
         mix_ffn = count * (2 * dim * hidden + 9 * hidden)
-        block = reduction + matching + key_matching + attention + mix_ffn
-        macs += config.depths[stage] * block
+        block, depth = reduction + attention + mix_ffn, config.depths[stage]
+        macs += depth * block + -(-depth // (merge.reuse or 1)) * (matching + key_matching)
         tokens += config.depths[stage] * queries
         channels = dim
     for count, dim in zip(counts, config.dims, strict=True):

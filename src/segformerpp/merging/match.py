@@ -6,7 +6,7 @@ Shapes are static for a given grid and strategy; only the assignment depends on 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 import numpy as np
 import torch
@@ -33,6 +33,19 @@ class Match(Protocol):
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Give every token its group's value: (B, M, C) -> (B, N, C)."""
+
+    def log_sizes(self, x: Tensor) -> Tensor | None:
+        """Logarithms of the groups' sizes as (B, M) or (1, M), like `x` in type and device.
+
+        None where all groups are of one size.
+        """
+
+
+class Matches(NamedTuple):
+    """What a block's queries and keys/values are merged by."""
+
+    q: Match | None
+    kv: Match | None
 
 
 def match(merge: Merge | None, x: Tensor, grid: Grid) -> Match | None:
@@ -70,15 +83,22 @@ class _Groups:
         b, n, c = x.shape
         # Half precisions cannot even count the hundreds of tokens that a group may have.
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-        index = self._flat()
         sums = x.new_zeros(b * self.count, c, dtype=dtype)
-        sums = sums.index_add(0, index, x.reshape(b * n, c).to(dtype))
-        sizes = sums.new_zeros(b * self.count).index_add(0, index, sums.new_ones(b * n))
-        return (sums / sizes[:, None]).to(x.dtype).view(b, self.count, c)
+        sums = sums.index_add(0, self._flat(), x.reshape(b * n, c).to(dtype))
+        return (sums / self._sizes(sums)[:, None]).to(x.dtype).view(b, self.count, c)
 
     def unmerge(self, x: Tensor) -> Tensor:
         b, n = self.group.shape
         return x.flatten(0, 1).index_select(0, self._flat()).view(b, n, x.shape[2])
+
+    def log_sizes(self, x: Tensor) -> Tensor:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        sizes = self._sizes(x.new_zeros((), dtype=wide))
+        return sizes.log().to(x.dtype).view(-1, self.count)
+
+    def _sizes(self, like: Tensor) -> Tensor:
+        b, n = self.group.shape
+        return like.new_zeros(b * self.count).index_add(0, self._flat(), like.new_ones(b * n))
 
 
 def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups | None:
@@ -145,6 +165,12 @@ class _Pool1d:
         n = self.grid[0] * self.grid[1]
         return x.index_select(1, constant(nearest, x.device, n, x.shape[1]))
 
+    def log_sizes(self, x: Tensor) -> Tensor | None:
+        n = self.grid[0] * self.grid[1]
+        if n % self.s == 0:
+            return None
+        return constant(_log_inside, x.device, 1, n, 1, self.s).to(x.dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class _Pool2d:
@@ -159,6 +185,17 @@ class _Pool2d:
 
     def unmerge(self, x: Tensor) -> Tensor:
         return x.index_select(1, constant(_nearest2d, x.device, *self.grid, self.sy, self.sx))
+
+    def log_sizes(self, x: Tensor) -> Tensor | None:
+        if self.grid[0] % self.sy == self.grid[1] % self.sx == 0:
+            return None
+        return constant(_log_inside, x.device, *self.grid, self.sy, self.sx).to(x.dtype)
+
+
+def _log_inside(h: int, w: int, sy: int, sx: int) -> np.ndarray:
+    """Logarithms of how many tokens each cell has, (1, M): those at the edge have fewer."""
+    rows, columns = (np.minimum(n - np.arange(0, n, s), s) for n, s in ((h, sy), (w, sx)))
+    return np.log(rows[:, None] * columns).reshape(1, -1)
 
 
 def _nearest2d(h: int, w: int, sy: int, sx: int) -> np.ndarray:

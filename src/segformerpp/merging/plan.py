@@ -5,7 +5,6 @@ Nothing here needs torch; the functions that carry a plan out are in the modules
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from segformerpp.errors import PlanError
+from segformerpp.merging.keywords import read_keywords, write_keywords
 from segformerpp.merging.strategies import (
     BipartiteMatching,
     Merge,
@@ -29,15 +29,33 @@ STAGES = 4
 
 @dataclass(frozen=True, slots=True)
 class StageMerge:
-    """What is merged in each block of one stage: the queries, the keys/values, both or neither."""
+    """What is merged in each block of one stage: the queries, the keys/values, both or neither.
+
+    Args:
+        q: how queries are merged.
+        kv: how keys/values are merged.
+        reuse: how many blocks in a row use what the first of them matched (a number above the
+            stage's depth: all); 0 where each block matches by itself.
+
+    Raises:
+        PlanError: on a wrong value, or one that would do nothing.
+    """
 
     q: Merge | None = None
     kv: Merge | None = None
+    reuse: int = 0
 
     def __post_init__(self) -> None:
         for key, merge in (("q", self.q), ("kv", self.kv)):
             if not isinstance(merge, Merge | None):
                 raise PlanError(f"{key}: a strategy such as Neighbour1d(2), or None, not {merge!r}")
+        if self.q and self.q.proportional:
+            raise PlanError("q.proportional: only merged keys/values (kv) have a weight to mend")
+        reuse = self.reuse
+        if isinstance(reuse, bool) or not isinstance(reuse, int) or reuse < 0 or reuse == 1:
+            raise PlanError(f"reuse: a number of blocks from 2 up, or 0 for none, not {reuse!r}")
+        if reuse and not any(isinstance(m, BipartiteMatching) for m in (self.q, self.kv)):
+            raise PlanError(f"reuse: {reuse}, but nothing is matched (bsm) in this stage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +139,12 @@ class MergePlan:
         for number, stage in enumerate(stages, 1):
             stage = {} if stage is None else stage
             where = f"stage {number}"
-            refuse_unknown(stage, {"q", "kv"}, where)
-            parsed.append(
-                StageMerge(*(merge_from(stage.get(k), where, f"{k}.") for k in ("q", "kv")))
-            )
+            refuse_unknown(stage, {"q", "kv", "reuse"}, where)
+            q, kv = (merge_from(stage.get(key), where, f"{key}.") for key in ("q", "kv"))
+            try:
+                parsed.append(StageMerge(q, kv, stage.get("reuse", 0)))
+            except PlanError as error:
+                raise PlanError(f"{where}, {error}") from None
         return cls(tuple(parsed), data.get("input_scale", 1.0))
 
     @classmethod
@@ -148,38 +168,10 @@ class MergePlan:
         """Read a keyword string: YAML's keys for people in a hurry.
 
         Parts are separated by blanks or semicolons. ``q34:mode=bsm,r=0.8,sx=4,sy=4`` merges the
-        queries of stages 3 and 4, ``kv1:...`` the keys/values of stage 1, ``input_scale=0.5``
-        shrinks the image.
+        queries of stages 3 and 4, ``kv1:...`` the keys/values of stage 1, ``reuse3=4`` matches in
+        every fourth block of stage 3, ``input_scale=0.5`` shrinks the image.
         """
-        stages: list[dict[str, Any]] = [{} for _ in range(STAGES)]
-        data: dict[str, Any] = {"stages": stages}
-        for part in re.split(r"[\s;]+", text.strip()):
-            target, colon, rest = part.partition(":")
-            if not colon and target.startswith("input_scale="):
-                if "input_scale" in data:
-                    raise PlanError("input_scale: given twice")
-                data["input_scale"] = _number(target.removeprefix("input_scale="))
-                continue
-            match = re.fullmatch(r"(q|kv)([1-4]+)", target)
-            if not (colon and match):
-                raise PlanError(
-                    f"{part!r}: expected q or kv, stage numbers and a colon (q34:mode=bsm,...), "
-                    f"or input_scale=NUMBER"
-                )
-            spec: dict[str, Any] = {}
-            for item in rest.split(","):
-                key, equals, value = item.partition("=")
-                if not equals:
-                    raise PlanError(f"{part!r}: expected key=value, not {item!r}")
-                if key in spec:
-                    raise PlanError(f"{part!r}: {key} is given twice")
-                spec[key] = _number(value)
-            for digit in match[2]:
-                stage = stages[int(digit) - 1]
-                if match[1] in stage:
-                    raise PlanError(f"stage {digit}, {match[1]}: given twice")
-                stage[match[1]] = spec
-        return cls.from_dict(data)
+        return cls.from_dict(read_keywords(text))
 
     @classmethod
     def from_tome_cfg(cls, cfg: Iterable[Mapping[str, Any] | None]) -> MergePlan:
@@ -193,7 +185,11 @@ class MergePlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `from_dict` reads, of plain values."""
-        stages = [{"q": merge_to(s.q), "kv": merge_to(s.kv)} for s in self.stages]
+        stages: list[dict[str, Any]] = []
+        for stage in self.stages:
+            stages.append({"q": merge_to(stage.q), "kv": merge_to(stage.kv)})
+            if stage.reuse:
+                stages[-1]["reuse"] = stage.reuse
         data: dict[str, Any] = {"version": 1, "stages": stages}
         if self.input_scale != 1:
             data["input_scale"] = self.input_scale
@@ -209,27 +205,7 @@ class MergePlan:
         return next((name for name, plan in PRESETS.items() if plan == self), None) or str(self)
 
     def __str__(self) -> str:
-        parts: dict[tuple[str, Merge], str] = {}
-        for number, stage in enumerate(self.stages, 1):
-            for key, merge in (("q", stage.q), ("kv", stage.kv)):
-                if merge:
-                    parts[key, merge] = parts.get((key, merge), "") + str(number)
-        words = [
-            f"{key}{digits}:" + ",".join(f"{k}={v}" for k, v in (merge_to(merge) or {}).items())
-            for (key, merge), digits in parts.items()
-        ]
-        if self.input_scale != 1:
-            words.append(f"input_scale={self.input_scale}")
-        return " ".join(words) or "none"
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+        return write_keywords(self.to_dict()) or "none"
 
 
 def _paper(q34: Merge | None = None, kv12: Merge | None = None) -> MergePlan:

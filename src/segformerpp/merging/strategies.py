@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -23,23 +23,34 @@ def _check_stride(value: Any, key: str) -> None:
         raise PlanError(f"{key}: a stride is a whole number from 1 up, not {value!r}")
 
 
+def _check_switch(value: Any, key: str) -> None:
+    if not isinstance(value, bool):
+        raise PlanError(f"{key}: true or false, not {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class BipartiteMatching:
     """Bipartite soft matching: the `int(r * N)` most similar sources join their best destination.
 
     Destinations are the top-left tokens of the whole `sy` x `sx` cells of the token grid,
     sources are all other tokens (SegFormer++, section 3; ToMe for the matching itself).
+
+    Every strategy can be `proportional`, where it merges keys/values: attention then gives a
+    merged key as much weight as the tokens in it had (ToMe, section 3.2, "proportional
+    attention").
     """
 
     mode: ClassVar[str] = "bsm"
     r: float
     sx: int
     sy: int
+    proportional: bool = False
 
     def __post_init__(self) -> None:
         _check_ratio(self.r, "r")
         _check_stride(self.sx, "sx")
         _check_stride(self.sy, "sy")
+        _check_switch(self.proportional, "proportional")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +59,11 @@ class Neighbour1d:
 
     mode: ClassVar[str] = "n1d"
     s: int
+    proportional: bool = False
 
     def __post_init__(self) -> None:
         _check_stride(self.s, "s")
+        _check_switch(self.proportional, "proportional")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +73,12 @@ class Neighbour2d:
     mode: ClassVar[str] = "n2d"
     sx: int
     sy: int
+    proportional: bool = False
 
     def __post_init__(self) -> None:
         _check_stride(self.sx, "sx")
         _check_stride(self.sy, "sy")
+        _check_switch(self.proportional, "proportional")
 
 
 Merge = BipartiteMatching | Neighbour1d | Neighbour2d
@@ -98,20 +113,22 @@ def merge_from(data: Mapping[str, Any] | None, where: str, prefix: str) -> Merge
     cls = MODES[mode]
     keys = {field.name for field in fields(cls)}
     refuse_unknown(data, keys | {"mode"}, where, prefix)
-    missing = sorted(keys - set(data))
+    missing = sorted(f.name for f in fields(cls) if f.default is MISSING and f.name not in data)
     if missing:
         raise PlanError(f"{where}, {prefix}{missing[0]}: missing, {mode} needs it")
     try:
-        return cls(**{key: data[key] for key in keys})
+        return cls(**{key: data[key] for key in keys & set(data)})
     except PlanError as error:
         raise PlanError(f"{where}, {prefix}{error}") from None
 
 
 def merge_to(merge: Merge | None) -> dict[str, Any] | None:
-    """The keys that `merge_from` reads."""
+    """The keys that `merge_from` reads, without those that say what holds anyway."""
     if merge is None:
         return None
-    return {"mode": merge.mode, **{f.name: getattr(merge, f.name) for f in fields(merge)}}
+    values = {f.name: getattr(merge, f.name) for f in fields(merge)}
+    usual = {f.name: f.default for f in fields(merge)}
+    return {"mode": merge.mode, **{k: v for k, v in values.items() if v != usual[k]}}
 
 
 @lru_cache(maxsize=256)  # once for each grid and cell

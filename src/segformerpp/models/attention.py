@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segformerpp.merging import StageMerge
-from segformerpp.merging.match import Grid, match
+from segformerpp.merging.match import Grid, Matches, match
 
 
 def to_image(x: Tensor, grid: Grid) -> Tensor:
@@ -38,28 +38,35 @@ class Attention(nn.Module):
             self.sr = nn.Conv2d(dim, dim, sr_ratio, sr_ratio)
             self.sr_norm = nn.LayerNorm(dim, eps=embed_norm_eps)
 
-    def forward(self, x: Tensor, grid: Grid, merge: StageMerge) -> Tensor:
-        """Attend: (B, N, C) -> (B, N, C).
+    def forward(
+        self, x: Tensor, grid: Grid, merge: StageMerge, known: Matches | None = None
+    ) -> tuple[Tensor, Matches]:
+        """Attend: (B, N, C) -> (B, N, C), and what was merged.
 
         Args:
             x: tokens after the block's first norm.
             grid: (h, w) with h * w == N.
             merge: what to merge; None for a half of it merges nothing there.
+            known: what an earlier block merged, to be merged here too; None to find out.
         """
         keys, key_grid = x, grid
         if self.sr is not None:
             reduced = self.sr(to_image(x, grid))
             keys, key_grid = self.sr_norm(to_tokens(reduced)), (reduced.shape[2], reduced.shape[3])
-        if key_match := match(merge.kv, keys, key_grid):
-            keys = key_match.merge(keys)
-        query_match = match(merge.q, x, grid)
-        queries = query_match.merge(x) if query_match else x
+        found = known or Matches(match(merge.q, x, grid), match(merge.kv, keys, key_grid))
+        queries, weights = found.q.merge(x) if found.q else x, None
+        if found.kv:
+            keys = found.kv.merge(keys)
+            if merge.kv and merge.kv.proportional:
+                weights = found.kv.log_sizes(x)
 
         q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, M, C/heads)
         k, v = self.kv(keys).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
+        # As small as this the mask is broadcast inside of the fused kernels.
+        mask = None if weights is None else weights[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, mask)
         out = self.proj(out.transpose(1, 2).flatten(2))
-        return query_match.unmerge(out) if query_match else out
+        return found.q.unmerge(out) if found.q else out, found
 
 
 class MixFFN(nn.Module):

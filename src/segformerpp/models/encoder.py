@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.merging import MergePlan, StageMerge
 from segformerpp.merging.constants import constant
-from segformerpp.merging.match import Grid, nearest
+from segformerpp.merging.match import Grid, Matches, nearest
 from segformerpp.models.attention import Attention, MixFFN, to_image, to_tokens
 from segformerpp.models.config import SegformerConfig
 
@@ -59,10 +59,13 @@ class Block(nn.Module):
         self.ffn = MixFFN(dim, dim * config.mlp_ratios[stage])
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: Grid, merge: StageMerge) -> Tensor:
-        """Transform: (B, N, C) -> (B, N, C)."""
-        x = x + self.drop_path(self.attention(self.norm1(x), grid, merge))
-        return x + self.drop_path(self.ffn(self.norm2(x), grid))
+    def forward(
+        self, x: Tensor, grid: Grid, merge: StageMerge, known: Matches | None
+    ) -> tuple[Tensor, Matches]:
+        """Transform: (B, N, C) -> (B, N, C); `known` and the other output as in `Attention`."""
+        y, found = self.attention(self.norm1(x), grid, merge, known)
+        x = x + self.drop_path(y)
+        return x + self.drop_path(self.ffn(self.norm2(x), grid)), found
 
 
 class Stage(nn.Module):
@@ -81,11 +84,13 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, merge: StageMerge, checkpointing: bool) -> Tensor:
         """Encode: (B, C_in, H, W) -> (B, C, h, w)."""
         x, grid = self.patch_embed(x)
-        for block in self.blocks:
+        found: Matches | None = None
+        for number, block in enumerate(self.blocks):
+            known = found if merge.reuse and number % merge.reuse else None
             if checkpointing:
-                x = checkpoint(block, x, grid, merge, use_reentrant=False)
+                x, found = checkpoint(block, x, grid, merge, known, use_reentrant=False)
             else:
-                x = block(x, grid, merge)
+                x, found = block(x, grid, merge, known)
         return to_image(self.norm(x), grid)
 
 

@@ -24,6 +24,8 @@ from tests.runtimes.graph.parity import (
 ODD = (
     "q14:mode=n1d,s=3 q3:mode=bsm,r=1,sx=2,sy=3 kv13:mode=n2d,sx=2,sy=3",
     "q12:mode=bsm,r=0.75,sx=2,sy=2 q34:mode=bsm,r=0.9,sx=2,sy=2 kv1:mode=bsm,r=0.01,sx=2,sy=1",
+    "kv13:mode=bsm,r=0.7,sx=2,sy=2,proportional=true kv4:mode=n1d,s=4,proportional=true "
+    "kv2:mode=n2d,sx=2,sy=3,proportional=true q3:mode=bsm,r=0.8,sx=2,sy=2 reuse3=2",
 )
 
 
@@ -57,7 +59,10 @@ def test_sizes_that_follow_the_images(plan: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("plan", "size"), [("hq", (130, 99)), (ODD[1], (130, 99)), ("hq", None)])
+@pytest.mark.parametrize(
+    ("plan", "size"),
+    [("hq", (130, 99)), (ODD[1], (130, 99)), (ODD[2], (130, 99)), (ODD[2], None), ("hq", None)],
+)
 def test_without_sums_by_index(plan: str, size: tuple[int, int] | None, engine: str) -> None:
     x = images(2, 130, 99)
     model, graph = written(plan, Interface(size, batch=2), form="tensorrt")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from functools import cached_property
+from typing import NamedTuple, Protocol, assert_never
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from segformerpp.merging.strategies import (
     Neighbour2d,
     warn_small_grid,
 )
-from segformerpp.runtimes.graph.builder import Dim, Graph, Index, Value
+from segformerpp.runtimes.graph.builder import Dim, Graph, Index, Operand, Value
 from segformerpp.runtimes.sizes import share_of
 
 #: Below any length that a token has behind a layer norm, and more than zero in half precisions.
@@ -45,6 +47,16 @@ class Match(Protocol):
 
     def unmerge(self, x: Value) -> Value:
         """Give every token its group's value: (B, M, C) -> (B, N, C)."""
+
+    def log_sizes(self) -> Operand | None:
+        """Logarithms of the groups' sizes as (B, M) or (1, M); None where all are the same."""
+
+
+class Matches(NamedTuple):
+    """What a block's queries and keys/values are merged by."""
+
+    q: Match | None
+    kv: Match | None
 
 
 def match(g: Graph, merge: Merge | None, x: Value, tokens: Tokens) -> Match | None:
@@ -140,7 +152,7 @@ class _Groups:
         kept: Dim = 0,
     ) -> None:
         self._g, self._tokens, self._group = g, tokens, group
-        self._destinations, self._alone = destinations, alone
+        self._destinations, self._alone, self._kept = destinations, alone, kept
         self._count = destinations + kept
         self._index = self._flat(group, self._count)
 
@@ -155,22 +167,44 @@ class _Groups:
         if self._g.form == "tensorrt":
             return self._merge_by_product(x)
         g, batch, channels = self._g, self._tokens.batch, self._tokens.channels
-        total, many = batch * self._count, batch * self._tokens.count
-        index = g.reshape(self._index, -1, 1)
-        zeros, ones = g.full(np.float32(0), total, channels), g.full(np.int64(1), many, 1)
+        zeros, index = g.full(np.float32(0), batch * self._count, channels), self._row()
         sums = g.op("ScatterND", zeros, index, g.reshape(x, -1, channels), reduction="add")
+        return g.reshape(sums / self._sizes, batch, self._count, channels)
+
+    def log_sizes(self) -> Value:
+        g, batch = self._g, self._tokens.batch
+        sizes = self._sizes
+        if g.form == "tensorrt" and self._alone is not None:
+            alone = g.full(np.float32(1), batch, self._kept, 1)
+            sizes = g.op("Concat", sizes, alone, axis=1)
+        return g.reshape(g.op("Log", sizes), batch, self._count)
+
+    def _row(self) -> Value:
+        return self._g.reshape(self._index, -1, 1)
+
+    @cached_property
+    def _sizes(self) -> Value:
+        """(B * M, 1); for TensorRT (B, destinations, 1)."""
+        g, batch = self._g, self._tokens.batch
+        if g.form == "tensorrt":
+            return g.op("ReduceSum", self._members, np.array([2]), keepdims=1)
         # In whole numbers: half precisions do not count beyond a few hundred.
-        sizes = g.op("ScatterND", g.full(np.int64(0), total, 1), index, ones, reduction="add")
-        return g.reshape(sums / g.op("Cast", sizes, to=1), batch, self._count, channels)
+        total, many = batch * self._count, batch * self._tokens.count
+        zeros, ones = g.full(np.int64(0), total, 1), g.full(np.int64(1), many, 1)
+        return g.op("Cast", g.op("ScatterND", zeros, self._row(), ones, reduction="add"), to=1)
+
+    @cached_property
+    def _members(self) -> Value:
+        """Which tokens each destination's group has: (B, destinations, N), 1 or 0."""
+        g, tokens = self._g, self._tokens
+        numbers = g.reshape(g.arange(0, self._destinations), -1, 1)
+        members = g.op("Equal", g.reshape(self._group, tokens.batch, 1, tokens.count), numbers)
+        return g.op("Cast", members, to=1)
 
     def _merge_by_product(self, x: Value) -> Value:
         """The same without adding up by index, at the price of matching once more."""
         g, tokens = self._g, self._tokens
-        numbers = g.reshape(g.arange(0, self._destinations), -1, 1)
-        members = g.op("Equal", g.reshape(self._group, tokens.batch, 1, tokens.count), numbers)
-        members = g.op("Cast", members, to=1)  # (B, destinations, N)
-        sizes = g.op("ReduceSum", members, np.array([2]), keepdims=1)
-        merged = g.op("MatMul", members, x) / sizes
+        merged = g.op("MatMul", self._members, x) / self._sizes
         if self._alone is None:
             return merged
         rows = g.reshape(x, -1, tokens.channels)
@@ -203,6 +237,9 @@ class _Pool1d:
         i, missing = g.arange(0, tokens.count), g.difference(self._count * s, tokens.count)
         return g.op("Gather", x, (i + i * missing // tokens.count) // s, axis=1)
 
+    def log_sizes(self) -> Operand | None:
+        return _log_inside(self._g, (1, self._tokens.count), (1, self._s))
+
 
 class _Pool2d:
     def __init__(self, g: Graph, tokens: Tokens, sy: int, sx: int) -> None:
@@ -228,6 +265,19 @@ class _Pool2d:
         g, (h, w), (rows, columns) = self._g, self._tokens.grid, self._cells
         down = g.reshape(nearest(g, h, rows) * columns, -1, 1)
         return g.op("Gather", x, g.reshape(down + nearest(g, w, columns), -1), axis=1)
+
+    def log_sizes(self) -> Operand | None:
+        return _log_inside(self._g, self._tokens.grid, self._cell)
+
+
+def _log_inside(g: Graph, grid: tuple[Dim, Dim], cell: Sequence[int]) -> Operand | None:
+    """Logarithms of how many tokens each cell has, (1, M); None where all have as many."""
+    (h, w), (sy, sx) = grid, cell
+    if isinstance(h, int) and isinstance(w, int) and h % sy == w % sx == 0:
+        return None
+    sizes = g.reshape(_sizes(g, h, _cells(h, sy), sy), -1, 1) * _sizes(g, w, _cells(w, sx), sx)
+    sizes = g.reshape(sizes, 1, -1)
+    return g.op("Log", sizes) if isinstance(sizes, Value) else np.log(sizes)
 
 
 def _cells(size: Dim, s: int) -> Dim:

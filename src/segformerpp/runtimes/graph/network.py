@@ -15,7 +15,7 @@ import numpy as np
 from segformerpp.merging import MergePlan
 from segformerpp.models.config import SegformerConfig
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
-from segformerpp.runtimes.graph.matching import Tokens, match, nearest
+from segformerpp.runtimes.graph.matching import Matches, Tokens, match, nearest
 from segformerpp.runtimes.sizes import patch_grid, share_of
 
 #: What the hidden features of a Mix-FFN may take before they are made in bands, the size of such
@@ -73,15 +73,21 @@ class NetworkWriter:
         x = self._conv(x, name + "patch_embed.conv", stride, kernel // 2)
         tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
         x = self._norm(_to_tokens(x, tokens), name + "patch_embed.norm", config.embed_norm_eps)
+        found: Matches | None = None
+        reuse = self._plan.stages[number].reuse
         for block in range(config.depths[number]):
+            known = found if reuse and block % reuse else None
             part, eps = f"{name}blocks.{block}.", config.norm_eps
             y = self._norm(x, part + "norm1", eps)
-            x = x + self._attention(y, part + "attention.", number, tokens)
+            y, found = self._attention(y, part + "attention.", number, tokens, known)
+            x = x + y
             y = self._norm(x, part + "norm2", eps)
             x = x + self._mix_ffn(y, part + "ffn.", number, tokens)
         return _to_image(self._norm(x, name + "norm", config.norm_eps), tokens), tokens
 
-    def _attention(self, x: Value, name: str, number: int, tokens: Tokens) -> Value:
+    def _attention(
+        self, x: Value, name: str, number: int, tokens: Tokens, known: Matches | None
+    ) -> tuple[Value, Matches]:
         g, config, merge = self._g, self._config, self._plan.stages[number]
         batch, dim, heads = tokens.batch, tokens.channels, config.heads[number]
         keys, key_tokens, ratio = x, tokens, config.sr_ratios[number]
@@ -91,10 +97,14 @@ class NetworkWriter:
             reduced = self._conv(_to_image(x, tokens), name + "sr", ratio)
             keys = _to_tokens(reduced, key_tokens)
             keys = self._norm(keys, name + "sr_norm", config.embed_norm_eps)
-        if key_match := match(g, merge.kv, keys, key_tokens):
-            keys = key_match.merge(keys)
-        query_match = match(g, merge.q, x, tokens)
-        queries = query_match.merge(x) if query_match else x
+        found = known or Matches(
+            kv=match(g, merge.kv, keys, key_tokens), q=match(g, merge.q, x, tokens)
+        )
+        queries, logs = found.q.merge(x) if found.q else x, None
+        if found.kv:
+            keys = found.kv.merge(keys)
+            if merge.kv and merge.kv.proportional:
+                logs = found.kv.log_sizes()
 
         (q_weight, q_bias), (kv_weight, kv_bias) = self._pair(name + "q"), self._pair(name + "kv")
         scale = np.float32((dim // heads) ** -0.5)
@@ -106,11 +116,13 @@ class NetworkWriter:
         q, k, v = (g.reshape(y, batch, -1, heads, dim // heads) for y in (q, k, v))
         # In this form OpenVINO makes one kernel of it, which never holds the whole attention map.
         weights = g.op("MatMul", g.transpose(q, 0, 2, 1, 3), g.transpose(k, 0, 2, 3, 1))
+        if logs is not None:
+            weights = weights + g.op("Unsqueeze", logs, np.array([1, 2]))
         weights = g.op("Softmax", weights, axis=-1)
         out = g.op("MatMul", weights, g.transpose(v, 0, 2, 1, 3))
         out = g.reshape(g.transpose(out, 0, 2, 1, 3), batch, -1, dim)
         out = self._linear(out, *self._pair(name + "proj"))
-        return query_match.unmerge(out) if query_match else out
+        return found.q.unmerge(out) if found.q else out, found
 
     def _mix_ffn(self, x: Value, name: str, number: int, tokens: Tokens) -> Value:
         g, (height, width) = self._g, tokens.grid
