@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from segformerpp.data.video import (
+    TIMEOUT_SECONDS,
     Frame,
     av_reason,
     decode,
@@ -59,6 +60,7 @@ class LiveReader:
     Attributes:
         name: the source, without a password.
         live: True.
+        start, end: 0, and see above.
         rate: frames per second that the source states.
         time_base: seconds of which all times are multiples.
         count: None: how many frames come is unknown.
@@ -84,32 +86,32 @@ class LiveReader:
         patience: float = 30.0,
     ) -> None:
         self.name = f"camera {source}" if isinstance(source, int) else without_password(source)
-        self._source, self._end, self._stride, self._patience = source, end, stride, patience
+        self.start, self.end = Fraction(0), end
+        self._source, self._stride, self._patience = source, stride, patience
         self.rate = _USUAL_RATE
         self.broken = self.dropped = 0
         self.lost: str | None = None
         self._changed, self._closed = threading.Condition(), threading.Event()
         self._ready: _Picture | None = None
         self._first: VideoError | None = None
+        self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._read, name="segformerpp-live", daemon=True)
         self._thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._first or self.lost)
-        if self._first or not self._ready:
+            self._changed.wait_for(lambda: self._ready or self._first, patience + TIMEOUT_SECONDS)
+        if not self._ready:
             self.close()
-            raise self._first or VideoError(f"{self.name}: {self.lost}")
+            raise self._first or VideoError(f"{self.name}: no picture comes")
 
     def __iter__(self) -> Iterator[Frame]:
         """Wait for frames; ends when `close` has been called, or the source stays lost."""
-        begin = last = -1.0
+        begin: float | None = None
         while picture := self._take():
-            if begin < 0:
-                begin = last = picture.decoded - float(_CLOCK)
-            when = Fraction(round((picture.decoded - begin) / _CLOCK) - 1) * _CLOCK
-            if self._end is not None and when >= self._end:
+            begin = picture.decoded if begin is None else begin
+            when = round((picture.decoded - begin) / _CLOCK) * _CLOCK
+            if self.end is not None and when >= self.end:
                 break
-            last = picture.decoded
-            yield Frame(picture.image, when, 1 / self.rate, picture.aspect, last)
+            yield Frame(picture.image, when, 1 / self.rate, picture.aspect, picture.decoded)
         self.close()
 
     def close(self) -> None:
@@ -124,6 +126,8 @@ class LiveReader:
                 if self._ready:
                     picture, self._ready = self._ready, None
                     return picture
+                if time.monotonic() - self._heard > self._patience + TIMEOUT_SECONDS:
+                    self.lost = self.lost or "no picture comes"  # a reader that hangs
                 if self.lost:
                     return None
                 self._changed.wait(0.1)
@@ -132,12 +136,11 @@ class LiveReader:
     def _read(self) -> None:
         """Keep the newest frame ready, connecting as often as needed (in a thread of its own)."""
         seen, pause = 0, _PAUSES[0]
-        heard = time.monotonic()
         while not self._closed.is_set():
             try:
                 with closing(self._pictures()) as pictures:
                     for picture in pictures:
-                        heard, pause = picture.decoded, _PAUSES[0]
+                        self._heard, pause = picture.decoded, _PAUSES[0]
                         if seen % self._stride == 0:
                             self._put(picture)
                         seen += 1
@@ -149,7 +152,7 @@ class LiveReader:
             with self._changed:
                 if not seen:
                     self._first = trouble
-                elif time.monotonic() - heard + pause > self._patience:
+                elif time.monotonic() - self._heard + pause > self._patience:
                     self.lost = str(trouble).removeprefix(f"{self.name}: ")
                 self._changed.notify_all()
                 if self._first or self.lost:

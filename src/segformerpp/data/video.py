@@ -66,12 +66,13 @@ class VideoReader:
     Attributes:
         name: the source, without a password.
         live: False.
+        start, end: see above.
         rate: frames per second on average, of those taken.
         time_base: seconds of which all times are multiples.
         count: about how many frames there are to take; None if unknown.
         audio: where the sound is, for `VideoWriter`; None if there is none.
         broken: how many packets could not be decoded so far; they are skipped.
-        lost: None; why a live source ended.
+        dropped, lost: 0 and None: of use for live sources alone.
 
     Raises:
         VideoError: if it cannot be opened or holds no video.
@@ -80,6 +81,7 @@ class VideoReader:
 
     live = False
     lost: str | None = None
+    dropped = 0
 
     def __init__(
         self,
@@ -89,7 +91,8 @@ class VideoReader:
         stride: int = 1,
     ) -> None:
         self.name = without_password(str(source))
-        self._source, self._start, self._end, self._stride = str(source), start, end, stride
+        self.start, self.end = start, end
+        self._source, self._stride = str(source), stride
         self.broken = 0
         with open_container(self._source) as container:
             stream = video_stream(container, self.name)
@@ -123,6 +126,9 @@ class VideoReader:
         if not count:
             raise VideoError(f"{self.name}: no frame in it can be decoded")
 
+    def close(self) -> None:
+        """Do nothing: what is open closes with the iterator."""
+
     def _timed(self) -> Generator[tuple[VideoFrame, Fraction, Fraction]]:
         """The frames to take, each with its time and duration in seconds."""
         usual = 1 / (self.rate * self._stride)
@@ -137,9 +143,9 @@ class VideoReader:
                     # A clock that jumps back, as in files that were joined, goes on instead.
                     when = stated if stated > last or seen == 0 else when
                 last = when
-                if when < self._start:
+                if when < self.start:
                     continue
-                if self._end is not None and when >= self._end:
+                if self.end is not None and when >= self.end:
                     break
                 if seen % self._stride == 0:
                     if held:
@@ -148,15 +154,15 @@ class VideoReader:
                 seen += 1
                 until = when + (frame.duration * self.time_base if frame.duration else usual)
         if held:
-            until = until if self._end is None else min(until, self._end)
+            until = until if self.end is None else min(until, self.end)
             yield *held, max(until - held[1], self.time_base)
 
     def _decoded(self) -> Generator[VideoFrame]:
         with open_container(self._source) as container:
             stream = video_stream(container, self.name)
-            if self._start:
+            if self.start:
                 # To the last key frame before it.
-                container.seek(int((self._start + self._origin) * 1_000_000), backward=True)
+                container.seek(int((self.start + self._origin) * 1_000_000), backward=True)
             try:
                 yield from decode(container, stream, self._count_broken)
             except av.error.FFmpegError as error:

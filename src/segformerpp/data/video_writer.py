@@ -85,16 +85,12 @@ class VideoWriter:
             self._stack = stack.pop_all()
         return self
 
-    def write(
-        self, image: np.ndarray, time: Fraction, duration: Fraction, aspect: Fraction
-    ) -> None:
+    def write(self, image: np.ndarray, source: Frame) -> None:
         """Add a frame.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            time: when it is shown, in seconds of the source; later than the frame before.
-            duration: how long, in seconds; counts for the last frame only.
-            aspect: width of a pixel over its height; that of the first frame counts.
+            source: the frame of the source in whose place it stands; later than the one before.
         """
         with self._errors():
             if self._video is None:
