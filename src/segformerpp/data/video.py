@@ -158,15 +158,28 @@ class VideoReader:
             yield *held, max(until - held[1], self.time_base)
 
     def _decoded(self) -> Generator[VideoFrame]:
-        with open_container(self._source) as container:
-            stream = video_stream(container, self.name)
-            if self.start:
-                # To the last key frame before it.
-                container.seek(int((self.start + self._origin) * 1_000_000), backward=True)
-            try:
-                yield from decode(container, stream, self._count_broken)
-            except av.error.FFmpegError as error:
-                raise VideoError(f"{self.name}: {av_reason(error)}") from None
+        # Where there is no index, a search may end too late, and is begun earlier; at last at 0.
+        for earlier in (0, 5, 30, None) if self.start else (None,):
+            with open_container(self._source) as container:
+                stream = video_stream(container, self.name)
+                if earlier is not None:
+                    wanted = self.start + self._origin - earlier
+                    container.seek(int(wanted * 1_000_000), backward=True)
+                try:
+                    frames = decode(container, stream, self._count_broken)
+                    first = next(frames, None)
+                    if earlier is None or (first and self._reached(first)):
+                        yield from () if first is None else (first,)
+                        yield from frames
+                        return
+                except av.error.FFmpegError as error:
+                    raise VideoError(f"{self.name}: {av_reason(error)}") from None
+
+    def _reached(self, frame: VideoFrame) -> bool:
+        """Whether a frame is not later than where to begin."""
+        if frame.pts is None or frame.time_base is None:
+            return False
+        return frame.pts * frame.time_base - self._origin <= self.start
 
     def _count_broken(self) -> None:
         self.broken += 1

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Of x264: a third of the default's time, for files that are a little larger.
-_OPTIONS = {"preset": "veryfast"}
+#: Of x264: a third of the default's time, for files that are a little larger. Without frames that
+#: are predicted from later ones, MP4 holds the duration of each frame, the last one's too.
+_OPTIONS = {"preset": "veryfast", "bf": "0"}
 _HDTV, _LIMITED = 1, 1  # colours and their range, in FFmpeg's numbers
 
 
@@ -70,6 +71,7 @@ class VideoWriter:
         self._stack = ExitStack()
         self._video: VideoStream | None = None
         self._sound: _Sound | None = None
+        self._durations: dict[int, int] = {}
         self.cut_audio = False
         self._last, self._end = -1, Fraction(0)
 
@@ -104,9 +106,9 @@ class VideoWriter:
             )
             frame.time_base = self._time_base
             frame.pts = max(round((source.time - self._shift) / self._time_base), self._last + 1)
-            frame.duration = max(round(source.duration / self._time_base), 1)
             self._last = frame.pts
-            self._end = (frame.pts + frame.duration) * self._time_base
+            self._durations[frame.pts] = duration = max(round(source.duration / self._time_base), 1)
+            self._end = (frame.pts + duration) * self._time_base
             self._mux(self._video.encode(frame))
 
     def __exit__(
@@ -122,7 +124,10 @@ class VideoWriter:
             if self._video:
                 self._mux(self._video.encode(None))
             if self._sound:
-                self._sound.copy(self._end if self.cut_audio else None)
+                if self.cut_audio:
+                    self._sound.end(self._end)
+                else:
+                    self._sound.copy(None)
 
     def _open(self, size: tuple[int, ...], aspect: Fraction) -> VideoStream:
         stream = self._container.add_stream("libx264", self._rate, options=_OPTIONS)
@@ -140,6 +145,8 @@ class VideoWriter:
 
     def _mux(self, packets: list[Packet]) -> None:
         for packet in packets:
+            if packet.pts is not None:  # the encoder takes all frames to be equally long
+                packet.duration = self._durations.pop(packet.pts, packet.duration)
             if self._sound and packet.dts is not None:
                 self._sound.copy(packet.dts * packet.time_base)
             self._container.mux(packet)
@@ -207,18 +214,33 @@ class _Sound:
 
             yield cls(packets(), streams, container)
 
+    def end(self, at: Fraction) -> None:
+        """Copy what is heard before a time in seconds, which is the last of it."""
+        while (packet := self._next) is not None and packet.pts is not None:
+            left = round(at / packet.time_base) - packet.pts
+            if left <= 0:
+                break
+            packet.duration = min(packet.duration or left, left)
+            self._copy_next()
+
     def copy(self, until: Fraction | None) -> None:
         """Copy what is heard before a time in seconds, or all that is left."""
         while (packet := self._next) is not None:
             assert packet.dts is not None
             if until is not None and packet.dts * packet.time_base >= until:
                 return
-            index, dts = packet.stream_index, packet.dts
-            if dts > self._last.get(index, dts - 1):  # clocks of broken files jump back
-                self._last[index] = dts
-                packet.stream = self._streams[index]
-                self._container.mux(packet)
-            self._next = next(self._packets, None)
+            self._copy_next()
+
+    def _copy_next(self) -> None:
+        packet = self._next
+        assert packet is not None
+        assert packet.dts is not None
+        index, dts = packet.stream_index, packet.dts
+        if dts > self._last.get(index, dts - 1):  # clocks of broken files jump back
+            self._last[index] = dts
+            packet.stream = self._streams[index]
+            self._container.mux(packet)
+        self._next = next(self._packets, None)
 
 
 def _even(image: np.ndarray) -> np.ndarray:
