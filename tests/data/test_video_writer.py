@@ -163,6 +163,6 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError) as caught:
+    with pytest.raises(FileExistsError) as caught:
         write(tmp_path / "file" / "a.mp4", [])
     assert caught.value.filename == str(tmp_path / "file" / "a.mp4")

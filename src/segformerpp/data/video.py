@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -246,6 +246,10 @@ def decode(
         except av.error.InvalidDataError:
             errors += 1
             on_broken()
+        except av.error.FFmpegError:
+            with suppress(av.error.FFmpegError):  # what the decoder still holds came before
+                yield from stream.decode(None)
+            raise
 
 
 def upright(frame: VideoFrame) -> tuple[np.ndarray, bool]:
