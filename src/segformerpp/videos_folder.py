@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from pathlib import Path
 from threading import Event
 from typing import IO, TYPE_CHECKING
 
+from segformerpp.arguments import whole_number
 from segformerpp.data.files import check_writable, expand_user, write_whole
-from segformerpp.errors import UsageError
+from segformerpp.errors import UsageError, VideoError
 from segformerpp.tasks.segmentation_result import output_paths
 
 if TYPE_CHECKING:
@@ -40,12 +42,22 @@ class Selection:
         start, end: seconds from the beginning.
         stride: every so many-th frame.
         patience: for how many seconds a live source that is lost is looked for.
+
+    Raises:
+        UsageError: if there is nothing to take, or a number makes no sense.
     """
 
     start: Fraction = Fraction(0)
     end: Fraction | None = None
     stride: int = 1
     patience: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.end is not None and self.end <= self.start:
+            raise UsageError(f"end: later than start, which is {float(self.start):g}")
+        if not 0 <= self.patience < math.inf:
+            raise UsageError(f"reconnect: seconds, from 0 up, not {self.patience}")
+        whole_number("stride", self.stride, 1)
 
 
 class VideosFolder:
@@ -146,8 +158,7 @@ def open_reader(video: VideoSource, selection: Selection) -> VideoReader | LiveR
     """Open a video, stream or camera.
 
     Raises:
-        VideoError: if that fails.
-        UsageError: if the selection makes no sense for it.
+        VideoError: if that fails, or the selection makes no sense for it.
     """
     from segformerpp.data.video import VideoReader, has_end
 
@@ -157,5 +168,5 @@ def open_reader(video: VideoSource, selection: Selection) -> VideoReader | LiveR
     from segformerpp.data.streams import LiveReader
 
     if selection.start:
-        raise UsageError(f"start: only for videos with an end, not for {source}")
+        raise VideoError(f"{video.name}: start is only for videos with an end")
     return LiveReader(source, selection.end, selection.stride, selection.patience)

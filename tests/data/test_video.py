@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segformerpp.data.video import VideoReader, without_password
+from segformerpp.data.video import VideoReader
 from segformerpp.errors import UsageError, VideoError
 from tests.made_videos import make_video, number_of, turn
 
@@ -55,7 +55,7 @@ def test_selections(clip: Path, start: int, length: int, stride: int, half: bool
 def test_selections_that_make_no_sense(clip: Path) -> None:
     with pytest.raises(UsageError, match=r"end: later than start, which is 1\.5"):
         VideoReader(clip, Fraction(3, 2), Fraction(1))
-    with pytest.raises(UsageError, match=r"start: .*clip.mp4 has only 2 seconds"):
+    with pytest.raises(VideoError, match=r"clip\.mp4: ends before start, after 2 seconds"):
         VideoReader(clip, Fraction(2))
 
 
@@ -182,11 +182,6 @@ def test_what_is_no_video(tmp_path: Path) -> None:
 def test_a_name_with_a_colon_is_no_address(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a: 1.mp4", range(2))
     assert len(list(VideoReader(path))) == 2
-
-
-def test_passwords_are_not_shown() -> None:
-    assert without_password("rtsp://me:p@ss@host/a") == "rtsp://host/a"
-    assert without_password("http://host/a@b") == "http://host/a@b"
 
 
 def test_highway(shared: Path) -> None:

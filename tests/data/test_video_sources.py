@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from segformerpp.data.video_sources import split_sources
+from segformerpp.data.video_sources import split_sources, without_password
 from segformerpp.errors import UsageError
 
 Split = Callable[..., tuple[list[str], list[tuple[str, str]]]]
@@ -43,6 +43,11 @@ def test_kinds_of_sources(split: Split) -> None:
 )
 def test_addresses(split: Split, address: str, stem: str) -> None:
     assert split(address) == ([], [(address, stem)])
+
+
+def test_passwords_are_not_shown() -> None:
+    assert without_password("rtsp://me:p@ss@host/a") == "rtsp://host/a"
+    assert without_password("http://host/a@b") == "http://host/a@b"
 
 
 def test_a_protocol_that_is_unknown(split: Split) -> None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING
 
-from segformerpp.arguments import parse_size, parse_time, whole_number
+from segformerpp.arguments import parse_size, parse_time
 from segformerpp.cli.options import (
     INTERRUPTED,
     SOME_FAILED,
@@ -130,7 +130,7 @@ def predict(
     selection = Selection(
         Fraction(0) if start is None else parse_time("start", start),
         None if end is None else parse_time("end", end),
-        whole_number("stride", stride, 1),
+        stride,
         reconnect,
     )
     clips = VideosFolder(out, what, json)

@@ -42,7 +42,7 @@ def predict_videos(
                 code = max(code, _one(predictor, video, folder, selection, stop, quiet))
             except VideoError as error:
                 complain(f"failed: {error}")
-                folder.note_failure(str(error).partition(": ")[0], error)
+                folder.note_failure(video.name, error)
                 code = max(code, SOME_FAILED)
             if stop.is_set():
                 break

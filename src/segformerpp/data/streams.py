@@ -23,8 +23,8 @@ from segformerpp.data.video import (
     open_container,
     upright,
     video_stream,
-    without_password,
 )
+from segformerpp.data.video_sources import VideoSource
 from segformerpp.errors import VideoError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LiveReader:
         stride: int = 1,
         patience: float = 30.0,
     ) -> None:
-        self.name = f"camera {source}" if isinstance(source, int) else without_password(source)
+        self.name = VideoSource(source, "").name
         self.start, self.end = Fraction(0), end
         self._source, self._stride, self._patience = source, stride, patience
         self.rate = _USUAL_RATE

@@ -18,6 +18,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
+from segformerpp.data.video_sources import without_password
 from segformerpp.errors import UsageError, VideoError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class VideoReader:
         dropped, lost: 0 and None: of use for live sources alone.
 
     Raises:
-        VideoError: if it cannot be opened or holds no video.
+        VideoError: if it cannot be opened, holds no video, or ends before `start`.
         UsageError: if there is nothing between `start` and `end`.
     """
 
@@ -105,7 +106,7 @@ class VideoReader:
         if end is not None and end <= start:
             raise UsageError(f"end: later than start, which is {float(start):g}")
         if length is not None and start >= length:
-            raise UsageError(f"start: {self.name} has only {float(length):g} seconds")
+            raise VideoError(f"{self.name}: ends before start, after {float(length):g} seconds")
         if length is not None and end is not None:
             length = min(length, end)
         self.count = None if length is None else max(1, round((length - start) * self.rate))
@@ -294,11 +295,6 @@ def has_end(source: str) -> bool:
         return False
     with open_container(source) as container:
         return _length(container, video_stream(container, without_password(source))) is not None
-
-
-def without_password(source: str) -> str:
-    """An address without user and password."""
-    return re.sub(r"^([a-z0-9+]+://)[^/]*@", r"\1", source)
 
 
 def av_reason(error: Exception) -> str:

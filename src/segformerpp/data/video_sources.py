@@ -38,6 +38,13 @@ class VideoSource:
     stem: str
 
     @property
+    def name(self) -> str:
+        """What people call it, without a password."""
+        if isinstance(self.source, int):
+            return f"camera {self.source}"
+        return without_password(str(self.source))
+
+    @property
     def is_file(self) -> bool:
         """Whether it is a file."""
         return isinstance(self.source, Path)
@@ -103,6 +110,11 @@ def split_sources(
             break
         found = {key: value for key, value in found.items() if key not in made}
     return left, [VideoSource(e[0], stem) for e, stem in zip(entries, stems, strict=True)]
+
+
+def without_password(source: str) -> str:
+    """An address without user and password."""
+    return re.sub(r"^([a-z0-9+]+://)[^/]*@", r"\1", source)
 
 
 def _identity(path: Path) -> str:
