@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segformerpp.data import video
+from segformerpp.data import containers
 from segformerpp.data.streams import LiveReader
 from segformerpp.data.video import VideoReader
 from segformerpp.data.video_sources import VideoSource
@@ -56,7 +56,7 @@ def test_a_video_on_a_server_that_breaks_off_has_failed(clip: Path) -> None:
 def test_a_video_on_a_server_that_stalls_has_failed(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video, "TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(containers, "TIMEOUT_SECONDS", 1.0)
     data = clip.read_bytes()
 
     def answer(number: int, connection: socket.socket) -> None:

@@ -160,7 +160,8 @@ def open_reader(video: VideoSource, selection: Selection) -> VideoReader | LiveR
     Raises:
         VideoError: if that fails, or the selection makes no sense for it.
     """
-    from segformerpp.data.video import VideoReader, has_end
+    from segformerpp.data.containers import has_end
+    from segformerpp.data.video import VideoReader
 
     source = video.source
     if isinstance(source, Path) or (isinstance(source, str) and has_end(source)):

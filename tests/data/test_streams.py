@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segformerpp.data import streams, video
+from segformerpp.data import containers, streams
 from segformerpp.data.streams import LiveReader
 from segformerpp.errors import VideoError
 from tests.made_videos import http_head, make_video, number_of, picture, rtsp_answer, serve
@@ -20,7 +20,7 @@ from tests.made_videos import http_head, make_video, number_of, picture, rtsp_an
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timeouts that tests can wait for."""
-    monkeypatch.setattr(video, "TIMEOUT_SECONDS", 1.5)
+    monkeypatch.setattr(containers, "TIMEOUT_SECONDS", 1.5)
     monkeypatch.setattr(streams, "_PAUSES", (0.05, 0.2))
 
 

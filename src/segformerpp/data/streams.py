@@ -15,15 +15,15 @@ import av.error
 import cv2
 import numpy as np
 
-from segformerpp.data.video import (
+from segformerpp.data.containers import (
     TIMEOUT_SECONDS,
-    Frame,
     av_reason,
     decode,
     open_container,
     upright,
     video_stream,
 )
+from segformerpp.data.video import Frame
 from segformerpp.data.video_sources import VideoSource
 from segformerpp.errors import VideoError
 

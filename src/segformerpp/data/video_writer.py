@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,17 +14,16 @@ import av.error
 import cv2
 import numpy as np
 
+from segformerpp.data.containers import av_reason
 from segformerpp.data.files import whole_file
-from segformerpp.data.video import Frame, av_reason, open_container, origin, video_stream
+from segformerpp.data.sound import Sound
+from segformerpp.data.video import Frame
 from segformerpp.errors import VideoError
 
 if TYPE_CHECKING:
-    from av.audio.stream import AudioStream
     from av.container import OutputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
-
-logger = logging.getLogger(__name__)
 
 #: Of x264: a third of the default's time, for files that are a little larger. Without frames that
 #: are predicted from later ones, MP4 holds the duration of each frame, the last one's too.
@@ -70,7 +68,7 @@ class VideoWriter:
         self._audio_source = audio
         self._stack = ExitStack()
         self._video: VideoStream | None = None
-        self._sound: _Sound | None = None
+        self._sound: Sound | None = None
         self._durations: dict[int, int] = {}
         self.cut_audio = False
         self._last, self._end = -1, Fraction(0)
@@ -139,7 +137,7 @@ class VideoWriter:
         stream.colorspace = stream.color_primaries = stream.color_trc = _HDTV
         if self._audio_source:
             self._sound = self._stack.enter_context(
-                _Sound.opened(self._audio_source, self._container, self._shift)
+                Sound.opened(self._audio_source, self._container, self._shift)
             )
         return stream
 
@@ -159,88 +157,6 @@ class VideoWriter:
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(self.path)) from None
             raise VideoError(f"{self.path}: {av_reason(error)}") from None
-
-
-class _Sound:
-    """Copies sound into a container, as far as the video beside it has come."""
-
-    def __init__(
-        self,
-        packets: Generator[Packet],
-        streams: dict[int, AudioStream],
-        container: OutputContainer,
-    ) -> None:
-        self._packets, self._streams, self._container = packets, streams, container
-        self._next: Packet | None = next(packets, None)
-        self._last: dict[int, int] = {}
-
-    @classmethod
-    @contextmanager
-    def opened(cls, source: str, container: OutputContainer, shift: Fraction) -> Iterator[_Sound]:
-        """Add streams for all sound of a source that the container can hold."""
-        with open_container(source) as given:
-            begin = origin(given, video_stream(given, source)) + shift
-            streams = {}
-            for stream in given.streams.audio:
-                if stream.codec_context.name in container.supported_codecs:
-                    streams[stream.index] = container.add_stream_from_template(stream)
-                else:
-                    kind = stream.codec_context.name
-                    logger.warning("%s: MP4 cannot hold its sound (%s): left out", source, kind)
-            if shift and streams:
-                given.seek(int(begin * 1_000_000), backward=True)
-
-            def packets() -> Generator[Packet]:
-                kept = [given.streams[index] for index in streams]
-                ends = {
-                    stream.index: (stream.start_time or 0) + stream.duration
-                    for stream in kept
-                    if stream.duration
-                }
-                try:
-                    for packet in given.demux(kept) if kept else ():
-                        if packet.dts is None or packet.pts is None:
-                            continue
-                        if shift and packet.pts * packet.time_base < begin:
-                            continue
-                        if packet.duration and (end := ends.get(packet.stream_index)):
-                            # The last block of sound may reach beyond what is to be heard.
-                            packet.duration = max(min(packet.duration, end - packet.pts), 1)
-                        packet.pts -= round(begin / packet.time_base)
-                        packet.dts -= round(begin / packet.time_base)
-                        yield packet
-                except av.error.FFmpegError as error:
-                    logger.warning("%s: its sound ends early: %s", source, av_reason(error))
-
-            yield cls(packets(), streams, container)
-
-    def end(self, at: Fraction) -> None:
-        """Copy what is heard before a time in seconds, which is the last of it."""
-        while (packet := self._next) is not None and packet.pts is not None:
-            left = round(at / packet.time_base) - packet.pts
-            if left <= 0:
-                break
-            packet.duration = min(packet.duration or left, left)
-            self._copy_next()
-
-    def copy(self, until: Fraction | None) -> None:
-        """Copy what is heard before a time in seconds, or all that is left."""
-        while (packet := self._next) is not None:
-            assert packet.dts is not None
-            if until is not None and packet.dts * packet.time_base >= until:
-                return
-            self._copy_next()
-
-    def _copy_next(self) -> None:
-        packet = self._next
-        assert packet is not None
-        assert packet.dts is not None
-        index, dts = packet.stream_index, packet.dts
-        if dts > self._last.get(index, dts - 1):  # clocks of broken files jump back
-            self._last[index] = dts
-            packet.stream = self._streams[index]
-            self._container.mux(packet)
-        self._next = next(self._packets, None)
 
 
 def _even(image: np.ndarray) -> np.ndarray:
