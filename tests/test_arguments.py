@@ -1,7 +1,9 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from segformerpp.arguments import checked_size, whole_number
+from segformerpp.arguments import checked_size, parse_time, whole_number
 from segformerpp.errors import UsageError
 
 
@@ -24,3 +26,26 @@ def test_checked_size() -> None:
     for wrong in ((3,), (3, 0), (3.5, 4), (1, 2, 3), 512, "512", "51", None):
         with pytest.raises(UsageError, match="tile: height and width in pixels, from 1 up, not "):
             checked_size("tile", wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("12.5", Fraction(25, 2)),
+        ("0", Fraction(0)),
+        (".5", Fraction(1, 2)),
+        ("90", Fraction(90)),
+        ("1:30", Fraction(90)),
+        ("2:01:00.25", Fraction(7260) + Fraction(1, 4)),
+    ],
+)
+def test_times(text: str, seconds: Fraction) -> None:
+    assert parse_time("start", text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-1", "1:60", "1:99:00", "1:2:3:4", "1e3", "nan", "."]
+)
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(UsageError, match=r"start: seconds, such as 12\.5, or H:MM:SS, not "):
+        parse_time("start", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from fractions import Fraction
 from typing import Any
 
 from segformerpp.errors import UsageError
@@ -53,3 +54,15 @@ def parse_size(key: str, text: str) -> tuple[int, int]:
     if not match:
         raise UsageError(f"{key}: height x width in pixels, such as 512x1024, not {text!r}")
     return int(match[1]), int(match[2])
+
+
+def parse_time(key: str, text: str) -> Fraction:
+    """Read seconds, such as ``12.5``, or ``H:MM:SS``, ``MM:SS``; `key` names the option in errors.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    match = re.fullmatch(r"(?:(?:(\d+):)?([0-5]?\d):)?(\d+(?:\.\d*)?|\.\d+)", text.strip())
+    if not match or (match[2] is not None and Fraction(match[3]) >= 60):
+        raise UsageError(f"{key}: seconds, such as 12.5, or H:MM:SS, not {text!r}")
+    return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + Fraction(match[3])

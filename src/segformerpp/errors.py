@@ -17,6 +17,10 @@ class ImageError(SegformerppError):
     """An image that cannot be read or written, or is too large to work on."""
 
 
+class VideoError(SegformerppError):
+    """A video, stream or camera that cannot be read, or a video that cannot be written."""
+
+
 class MemoryLimitError(SegformerppError):
     """Images that do not fit into the memory of the device together."""
 

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -85,16 +84,12 @@ class ResultsFolder:
         """
         result.save(self.folder, file.stem, self.what)
         if self._report:
-            shares: Counter[str] = Counter()  # adds up classes of the same name
-            for label, share in zip(result.labels, result.shares, strict=True):
-                shares[label] += share
             height, width = result.label_map.shape
             self._rows[str(file.path)] = {
                 "image": str(file.path),
                 "size": f"{height}x{width}",
                 **(facts or {}),
-                "network_ms": round(1000 * result.network_seconds, 3),
-                "shares": {k: round(float(share), 6) for k, share in shares.items() if share},
+                **result.row(),
             }
 
     def note_failure(self, file: ImageFile, error: ImageError) -> None:

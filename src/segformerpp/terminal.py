@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -63,12 +64,12 @@ class Progress:
     """A progress bar on standard error, if that is a terminal and the work takes a while.
 
     Args:
-        total: how many steps there are.
+        total: how many steps there are; None if that is unknown.
         what: what is being done, in a word.
         shown: False to never show it.
     """
 
-    def __init__(self, total: int, what: str, shown: bool = True) -> None:
+    def __init__(self, total: int | None, what: str, shown: bool = True) -> None:
         self._bar: Bar | None = None
         if not shown or not _is_terminal():  # rich takes a while to import
             return
@@ -76,16 +77,16 @@ class Progress:
         from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = [TextColumn("{task.description}"), *Progress.get_default_columns()[1:2]]
-        columns += [MofNCompleteColumn(), TimeRemainingColumn()]
+        columns += [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(what, total=total)
+        self._task = self._bar.add_task(what, total=total, note="")
         self._timer = threading.Timer(PATIENCE_SECONDS, self._bar.start)
         self._timer.daemon = True
 
-    def advance(self) -> None:
-        """Count one step as done."""
+    def advance(self, note: str = "") -> None:
+        """Count one step as done, and show a note beside the bar."""
         if self._bar:
-            self._bar.advance(self._task)
+            self._bar.update(self._task, advance=1, note=note)
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -97,3 +98,27 @@ class Progress:
             self._timer.cancel()
             self._timer.join()
             self._bar.stop()
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C, or the signal to terminate, sets once; the next one interrupts.
+
+    Outside the main thread, which alone gets signals, nothing sets it.
+    """
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

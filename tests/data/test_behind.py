@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from segformerpp.data.behind import run_ahead, run_behind
+from segformerpp.data.behind import read_ahead, run_ahead, run_behind
 
 
 def test_results_come_in_order() -> None:
@@ -101,3 +101,50 @@ def test_closing_drops_what_has_not_started() -> None:
     results.close()
     assert len(done) < 10
     assert threading.active_count() == before
+
+
+def test_reading_ahead() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while taken < 100:
+            taken += 1
+            yield taken
+
+    ahead = read_ahead(items(), waiting=3)
+    assert next(ahead) == 1
+    time.sleep(0.1)
+    assert taken == 5  # three wait, and one is held by who would put it there
+    assert list(ahead) == list(range(2, 101))
+
+
+def test_reading_ahead_closes_what_it_reads_from() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    ahead = read_ahead(items(), waiting=2)
+    assert next(ahead) == 1
+    ahead.close()
+    assert closed.is_set()
+
+
+def test_an_error_comes_after_what_was_read() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("broken")
+
+    got: list[int] = []
+    with pytest.raises(ValueError, match="broken"):
+        got.extend(read_ahead(items(), waiting=5))
+    ahead = read_ahead(items(), waiting=5)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        next(ahead)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from typing import TYPE_CHECKING
 
-from segformerpp.arguments import parse_size
+from segformerpp.arguments import parse_size, parse_time
 from segformerpp.cli.options import (
     INTERRUPTED,
     SOME_FAILED,
@@ -14,8 +18,13 @@ from segformerpp.cli.options import (
     parse_tile,
     say,
 )
-from segformerpp.errors import ImageError
+from segformerpp.cli.videos import predict_videos
+from segformerpp.errors import ImageError, UsageError
 from segformerpp.terminal import Progress, complain
+
+if TYPE_CHECKING:
+    from segformerpp.predictor import Predictor
+    from segformerpp.results_folder import ResultsFolder
 
 
 def predict(
@@ -33,17 +42,25 @@ def predict(
     out: str = "segmented",
     save: str = "labels,overlay",
     json: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    stride: int = 1,
+    reconnect: float = 30.0,
     calibrate: str | None = None,
     resume: bool = False,
     offline: bool = False,
     revision: str | None = None,
     quiet: bool = False,
 ) -> int:
-    """Segment images: say of each pixel what it shows.
+    """Segment images and videos: say of each pixel what it shows.
 
     For an image NAME.jpg the folder given by --out gets NAME_labels.png (class numbers),
     NAME_overlay.png (the image under class colours, with a legend), and what else --save names.
     Files appear whole or not at all. Images that cannot be read are named and skipped.
+
+    Videos, streams and cameras become NAME_overlay.mp4, or NAME_color.mp4, with the size, frame
+    rate and sound of the source. Live ones are recorded until Ctrl-C, which finishes the file;
+    frames that come faster than the network are dropped.
 
     Examples:
       segformerpp predict street.jpg
@@ -51,6 +68,9 @@ def predict(
       segformerpp predict photos/ --merge fast --resume
       segformerpp predict huge.png --tile 1024x1024
       segformerpp predict photos/ --precision int8 --calibrate photos/
+      segformerpp predict drive.mp4 --start 1:30 --end 2:00
+      segformerpp predict rtsp://camera.local/stream --end 60
+      segformerpp predict 0 --json frames.jsonl
       segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
 
     Exit code:
@@ -59,7 +79,8 @@ def predict(
 
     Args:
         sources: images, folders (with all below them but links to folders), patterns in quotes,
-            or .txt files with one path per line
+            or .txt files with one path per line; video files, patterns that end like them, such as
+            "*.mp4", addresses (rtsp://, http:// and the like), and numbers of cameras
         model: a bundled model (see `segformerpp models`), a weights file, a folder, or a model
             on the Hugging Face hub
         merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
@@ -82,8 +103,13 @@ def predict(
             is auto and memory demands it
         out: folder for the results
         save: what to write, any of labels, overlay, color (class colours alone) and probs (class
-            probabilities, as a NumPy file)
-        json: file for a list with an entry for each image: settings, time, class shares
+            probabilities, as a NumPy file); of videos, overlay and color
+        json: file for a list with an entry for each image: settings, time, class shares; of videos,
+            a line for each frame
+        start: where to begin in videos, in seconds or H:MM:SS (default: at the beginning)
+        end: where to end in videos; of live sources, how long to record (default: at the end)
+        stride: segment every so many-th frame of a video only; each stays until the next
+        reconnect: for how many seconds to look for a live source that was lost
         calibrate: folder with some of your images, for --precision int8; needed once for each model
             and plan
         resume: skip images whose results are all there, and in the file of --json if it is given;
@@ -93,23 +119,32 @@ def predict(
         quiet: say nothing but what went wrong
     """
     # Here and not above, so that `--help` does not wait for them.
-    from segformerpp.data.files import find_images
-    from segformerpp.results_folder import ResultsFolder, segment_files
+    from segformerpp.data.video_sources import split_sources
+    from segformerpp.results_folder import ResultsFolder
+    from segformerpp.videos_folder import Selection, VideosFolder
 
     network_size = None if size is None else parse_size("size", size)
     tiles = parse_tile(tile)
     overlaps = None if overlap is None else parse_overlap(overlap)
-    folder = ResultsFolder(out, re.split(r"\s*,\s*", save.strip()), json, resume)
-    files = find_images(sources, skip=folder.folder, outputs=folder.outputs)
-    todo = folder.missing(files)
-    if not todo:
-        say(f"nothing to do: all {len(files)} images are done; results in {folder.folder}", quiet)
-        return SUCCESS
+    what = re.split(r"\s*,\s*", save.strip())
+    selection = Selection(
+        Fraction(0) if start is None else parse_time("start", start),
+        None if end is None else parse_time("end", end),
+        stride,
+        reconnect,
+    )
+    clips = VideosFolder(out, what, json)
+    given, videos = split_sources(sources, clips.outputs)
+    if given and videos and json:
+        raise UsageError("json: for images or for videos, not both; work on them in two runs")
+    if videos:
+        clips.check()
 
-    from segformerpp.predictor import Predictor
+    @cache
+    def predictor() -> Predictor:
+        from segformerpp.predictor import Predictor
 
-    with Progress(len(todo), "segmenting", shown=not quiet) as progress:
-        predictor = Predictor(
+        return Predictor(
             model,
             merge=merge,
             runtime=runtime,
@@ -120,11 +155,38 @@ def predict(
             tile=tiles,
             overlap=overlaps,
             batch=batch,
-            probabilities="probs" in folder.what,
+            probabilities="probs" in what and bool(given),
             calibrate=calibrate,
             offline=offline,
             revision=revision,
         )
+
+    code = SUCCESS
+    if given:
+        folder = ResultsFolder(out, what, json, resume)
+        code = _predict_images(predictor, given, folder, quiet)
+    if not videos or code == INTERRUPTED:
+        return code
+    todo = [video for video in videos if not (resume and clips.is_done(video))]
+    if not todo:
+        say(f"nothing to do: all {len(videos)} videos are done; results in {clips.folder}", quiet)
+        return code
+    return max(code, predict_videos(predictor(), todo, clips, selection, quiet))
+
+
+def _predict_images(
+    make_predictor: Callable[[], Predictor], sources: list[str], folder: ResultsFolder, quiet: bool
+) -> int:
+    from segformerpp.data.files import find_images
+    from segformerpp.results_folder import segment_files
+
+    files = find_images(sources, skip=folder.folder, outputs=folder.outputs)
+    todo = folder.missing(files)
+    if not todo:
+        say(f"nothing to do: all {len(files)} images are done; results in {folder.folder}", quiet)
+        return SUCCESS
+    with Progress(len(todo), "segmenting", shown=not quiet) as progress:
+        predictor = make_predictor()
         seconds: list[float] = []
         failures = 0
 

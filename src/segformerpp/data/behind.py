@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -85,3 +88,49 @@ def run_ahead(
             raise failure
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def read_ahead(items: Iterable[T], waiting: int) -> Generator[T, None, None]:
+    """Take from an iterable in another thread, ahead of who takes the results.
+
+    Args:
+        items: what to take from; closed in that thread when there is no more need, if it can be.
+        waiting: how many may be waiting.
+
+    Yields:
+        The items. An exception of `items` is raised after those before it.
+    """
+    ready: queue.Queue[tuple[T] | Exception | None] = queue.Queue(waiting)
+    closed = threading.Event()
+
+    def put(item: tuple[T] | Exception | None) -> None:
+        while not closed.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def take() -> None:
+        last: Exception | None = None
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                put((item,))
+                if closed.is_set():
+                    break
+        except Exception as error:
+            last = error
+        finally:
+            if isinstance(iterator, Generator):
+                iterator.close()
+        put(last)
+
+    thread = threading.Thread(target=take, name="segformerpp-reader", daemon=True)
+    thread.start()
+    try:
+        while isinstance(entry := ready.get(), tuple):
+            yield entry[0]
+        if entry is not None:
+            raise entry
+    finally:
+        closed.set()
+        thread.join()

@@ -80,7 +80,7 @@ def find_images(
         except OSError as error:  # such as a name that is too long
             raise UsageError(f"{source}: {error.strerror or error}") from None
     while True:
-        stems = _unique_stems(list(found.values()))
+        stems = unique_stems(list(found.values()))
         made = {_identity(path) for stem in stems for path in outputs(stem)} if outputs else set()
         if clash := sorted(made & named & found.keys()):
             raise UsageError(
@@ -100,8 +100,8 @@ def expand_user(path: str | Path) -> Path:
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name only once it is complete.
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to; what is there when the block ends gets the name `path`.
 
     Missing folders are made. If the block raises, nothing stays behind; if the process is killed
     in it, a hidden file with a random name does.
@@ -112,8 +112,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            yield file
+        yield temporary
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -121,6 +120,17 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name only once it is complete.
+
+    Raises:
+        OSError: if it cannot be written; the file name is that of `path`. See `whole_file`.
+    """
+    with whole_file(path) as temporary, temporary.open("xb") as file:
+        yield file
 
 
 def check_writable(key: str, folder: Path) -> None:
@@ -239,7 +249,7 @@ def _read_list(path: Path) -> list[tuple[Path, PurePath]]:
     return found
 
 
-def _unique_stems(found: list[tuple[Path, PurePath]]) -> list[str]:
+def unique_stems(found: list[tuple[Path, PurePath]]) -> list[str]:
     """The shortest names that tell all files apart; those of equal names get longer together."""
     # Together, and not the later one only: so names do not depend on the order of the files.
     longer = [_names(path, name, i) for i, (path, name) in enumerate(found)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,6 +78,16 @@ class SegmentationResult:
         for rows in self._strips():
             counts += np.bincount(self.label_map[rows].ravel(), minlength=len(counts))
         return counts / self.label_map.size
+
+    def row(self) -> dict[str, Any]:
+        """What a JSON row says of it: how long the network took, the shares of classes present."""
+        shares: Counter[str] = Counter()  # adds up classes of the same name
+        for label, share in zip(self.labels, self.shares, strict=True):
+            shares[label] += share
+        return {
+            "network_ms": round(1000 * self.network_seconds, 3),
+            "shares": {k: round(float(share), 6) for k, share in shares.items() if share},
+        }
 
     def color_map(self) -> Image.Image:
         """The label map in the colours of its classes: RGB, at the image's own size."""
