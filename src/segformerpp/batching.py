@@ -11,6 +11,7 @@ import numpy as np
 from segformerpp.arguments import Size
 from segformerpp.data.images import ImageSource
 from segformerpp.errors import ImageError
+from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
 
 
@@ -22,13 +23,16 @@ class Prepared:
         source: where it came from.
         image: (H, W, 3) uint8 at its own size.
         fitted: (h, w, 3) uint8 as the network is to see it.
-        input: the same as (3, h, w) float32; None for an image that goes in tiles.
+        input: the same as (3, h, w) float32; None for an image that goes in parts, which are tiles
+            or people.
+        boxes: (P, 4) float64: x, y, width, height of the people; None for segmentation.
     """
 
     source: ImageSource
     image: np.ndarray
     fitted: np.ndarray
     input: np.ndarray | None
+    boxes: np.ndarray | None = None
 
     @property
     def path(self) -> Path | None:
@@ -61,7 +65,7 @@ class Failure:
         return cls(source, ImageError(f"{name}: {str(error) or 'too large for the memory'}"))
 
 
-Outcome = SegmentationResult | Failure
+Outcome = SegmentationResult | PoseResult | Failure
 
 
 def known(outcome: Outcome) -> Callable[[], Outcome]:

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 import numpy as np
 
@@ -25,8 +25,11 @@ from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
 from segformerpp.data.labels import describe
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
+from segformerpp.people import Boxes, PeopleFinder, checked_boxes
 from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.tasks import segmentation
+from segformerpp.tasks.pose import PoseCodec, codec_of
+from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation import LogitRows
 from segformerpp.tasks.segmentation_result import SegmentationResult
 from segformerpp.tasks.windows import Tiling, Windows
@@ -46,7 +49,9 @@ _WORKERS = 4
 
 
 class Predictor:
-    """Segments images: a checkpoint, made ready to run. May be used from several threads.
+    """Segments images, or finds the keypoints of people in them, as its model was trained to.
+
+    A checkpoint, made ready to run. May be used from several threads.
 
     Args:
         model: what `segformerpp.load` takes (a bundled name, a file, a folder or a hub id), or a
@@ -55,7 +60,8 @@ class Predictor:
         runtime, precision, device: see `runtimes.create`.
         threads: processor threads for the network; None for what the runtime chooses.
         size: (H, W) that images are resized to for the network, whatever their proportions; None
-            for their own size. Results are at the image's own size in any case.
+            for their own size. Results are at the image's own size in any case. For poses: what
+            people are resized to, with their proportions; None for what the model was trained with.
         tile: (h, w) in pixels of the windows that larger images go through the network in;
             None to never use windows; ``"auto"`` for windows of 1024 x 1024 where the whole image
             would take more than about 4 GiB (see `runtimes.memory`), and batches no larger than
@@ -66,6 +72,8 @@ class Predictor:
             most; see `tile`.
         probabilities: whether results carry class probabilities (large: 2 bytes for each class
             and pixel).
+        flip: for poses: whether to look at everyone in a mirror too, and take the mean: a little
+            better, in twice the time.
         calibrate: a folder with some images like those to come, for the precision ``int8``;
             needed once for each model and plan.
         offline: whether to take models from the local cache only.
@@ -73,7 +81,7 @@ class Predictor:
 
     Attributes:
         metadata: what the model's inputs and outputs mean.
-        labels, palette: names and RGB colours of its classes.
+        labels, palette: names and RGB colours of its classes or keypoints.
         merge_plan: the plan in force.
         runtime: what executes the network; has `name`, `precision`, `device`, `threads`.
         facts: all that in one dictionary.
@@ -99,6 +107,7 @@ class Predictor:
         overlap: SupportsIndex | Size | None = None,
         batch: int = 1,
         probabilities: bool = False,
+        flip: bool = False,
         calibrate: str | Path | None = None,
         offline: bool = False,
         revision: str | None = None,
@@ -141,7 +150,13 @@ class Predictor:
         elif overlap is not None:
             raise UsageError("overlap: only where there are tiles")
         self._probabilities = probabilities
+        codec = self._codec(network, tile, flip)
         self.runtime = runtimes.create(network, runtime, precision, device, threads, images)
+        self._people: PeopleFinder | None = None
+        if codec:
+            self.metadata = replace(self.metadata, labels=self.labels)
+            together = self._together(codec.size)
+            self._people = PeopleFinder(self.runtime, codec, self.metadata, flip, together)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -157,16 +172,32 @@ class Predictor:
             "threads": self.runtime.threads,
         }
 
-    def __call__(self, image: ImageSource) -> SegmentationResult:
-        """Segment one image.
+    @overload
+    def __call__(self, image: ImageSource) -> SegmentationResult: ...
+
+    @overload
+    def __call__(self, image: ImageSource, boxes: Boxes) -> PoseResult: ...
+
+    def __call__(
+        self, image: ImageSource, boxes: Boxes | None = None
+    ) -> SegmentationResult | PoseResult:
+        """Segment one image, or find the keypoints of the people in it.
 
         Args:
             image: a path, a PIL image, or an array as `read_image` takes it.
+            boxes: for poses: x, y, width, height of each person in image pixels; ``"image"``, or
+                none, for one person who fills the image.
+
+        Returns:
+            A `PoseResult` from a model for poses, else a `SegmentationResult`.
 
         Raises:
             ImageError: if it cannot be read, or does not fit into the memory.
+            UsageError: if a box is none, or there are boxes for a model that segments.
         """
-        prepared = self._prepare(image)
+        if boxes is not None and self._people is None:
+            raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
+        prepared = self._prepare(image, boxes="image" if boxes is None else boxes)
         outcome = prepared if isinstance(prepared, Failure) else self._run([prepared])[0]()
         if isinstance(outcome, Failure):
             raise outcome.error
@@ -186,6 +217,8 @@ class Predictor:
             ImageError: if it cannot be read, or does not fit into the memory.
             UsageError: if the size is none, or has more pixels than an image may have.
         """
+        if self._people:
+            raise UsageError("logits: of models that segment")
         if size is not None:
             size = checked_size("size", size)
             _check_pixels(size, self._least)
@@ -203,12 +236,30 @@ class Predictor:
             failure = Failure.of_memory(image, error)
         raise failure.error
 
+    @overload
     def stream(
         self,
         images: Iterable[ImageSource],
         on_error: Callable[[ImageSource, ImageError], None] | None = None,
-    ) -> Iterator[SegmentationResult]:
-        """Segment many images; results come in order, and equal those of single calls.
+    ) -> Iterator[SegmentationResult]: ...
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        on_error: Callable[[ImageSource, ImageError], None] | None = None,
+        *,
+        boxes: Callable[[ImageSource], Boxes],
+    ) -> Iterator[PoseResult]: ...
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        on_error: Callable[[ImageSource, ImageError], None] | None = None,
+        *,
+        boxes: Callable[[ImageSource], Boxes] | None = None,
+    ) -> Iterator[SegmentationResult] | Iterator[PoseResult]:
+        """Work on many images; results come in order, and equal those of single calls.
 
         Some images are taken and decoded ahead of the network, and results are finished behind
         it, in other threads.
@@ -218,35 +269,66 @@ class Predictor:
             on_error: called with an image that cannot be read or does not fit into the memory,
                 and why; the image is left out of the results. Without it the error is raised,
                 after the results of the images before.
+            boxes: for poses: gives the people in an image, as for a single call; called in other
+                threads. None for one person who fills each image.
 
         Raises:
             ImageError: if an image comes to nothing and there is no `on_error`.
-            UsageError: if `images` is a single path.
+            UsageError: if `images` is a single path, or there are boxes that make no sense.
         """
+        if boxes is not None and self._people is None:
+            raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
         if isinstance(images, str | Path):
             raise UsageError(f"images: many of them, such as a list of paths, not {str(images)!r}")
-        return self._stream(images, on_error)
+        return self._stream(images, on_error, boxes or (lambda _: "image"))
 
     def _stream(
         self,
         images: Iterable[ImageSource],
         on_error: Callable[[ImageSource, ImageError], None] | None,
-    ) -> Iterator[SegmentationResult]:
-        with closing(run_ahead(self._prepare, images, _WORKERS, self._ahead)) as prepared:
+        boxes: Callable[[ImageSource], Boxes],
+    ) -> Iterator[Any]:
+        def prepare(source: ImageSource) -> Prepared | Failure:
+            return self._prepare(source, boxes=boxes(source))
+
+        with closing(run_ahead(prepare, images, _WORKERS, self._ahead)) as prepared:
             batches = groups(prepared, self._together)
             steps = (step for batch in batches for step in self._run(batch))
             with closing(run_behind(steps, _WORKERS, waiting=self._batch)) as outcomes:
                 for outcome in outcomes:
-                    if isinstance(outcome, SegmentationResult):
+                    if not isinstance(outcome, Failure):
                         yield outcome
                     elif on_error is None:
                         raise outcome.error
                     else:
                         on_error(outcome.source, outcome.error)
 
-    def _prepare(self, source: ImageSource, size: Size | None = None) -> Prepared | Failure:
+    def _codec(self, network: Checkpoint, tile: object, flip: bool) -> PoseCodec | None:
+        """What turns boxes into inputs and heatmaps into keypoints; None for segmentation."""
+        if network.metadata.task != "pose":
+            if flip:
+                raise UsageError("flip: for models of poses")
+            return None
+        if tile not in ("auto", None):
+            raise UsageError("tile: for models that segment")
+        if self._probabilities:
+            raise UsageError("probabilities: of models that segment")
+        if self.merge_plan.input_scale != 1:
+            raise UsageError("merge: plans that shrink the image are for models that segment")
+        codec = codec_of(
+            replace(network.metadata, image_size=self._size or self.metadata.image_size)
+        )
+        if min(codec.size) < self._least:
+            raise UsageError(f"size: at least {self._least} pixels on each side")
+        return codec
+
+    def _prepare(
+        self, source: ImageSource, size: Size | None = None, boxes: Boxes = "image"
+    ) -> Prepared | Failure:
         try:
             image = read_image(source)
+            if self._people:
+                return Prepared(source, image, image, None, checked_boxes(boxes, image))
             fitted = segmentation.fit(image, size or self._size, self._least)
             tiled = self._tiling is not None and self._tiling.takes(fitted.shape[:2])
             x = None if tiled else segmentation.normalise(fitted, self.metadata)
@@ -271,6 +353,8 @@ class Predictor:
         if isinstance(group, Failure):
             return [known(group)]
         try:
+            if group[0].boxes is not None:
+                return [known(self._run_people(group[0], group[0].boxes))]
             if group[0].input is None:
                 return [known(self._run_tiled(group[0]))]
             return self._run_whole(group)
@@ -289,6 +373,20 @@ class Predictor:
             partial(self._try_to_finish, image, its_logits, seconds)
             for image, its_logits in zip(group, logits, strict=True)
         ]
+
+    def _run_people(self, prepared: Prepared, boxes: np.ndarray) -> PoseResult:
+        assert self._people is not None
+        keypoints, seconds = self._people.find(prepared.image, boxes)
+        return PoseResult(
+            keypoints=keypoints,
+            boxes=boxes,
+            labels=self.labels,
+            skeleton=self.metadata.skeleton,
+            palette=self.palette,
+            image=prepared.image,
+            path=prepared.path,
+            network_seconds=seconds,
+        )
 
     def _run_tiled(self, prepared: Prepared) -> SegmentationResult:
         logits, seconds = self._windows(prepared)
@@ -356,6 +454,6 @@ def _network(
         )
     if network.config.in_channels != 3:
         raise UsageError(f"model: reads RGB images, not {network.config.in_channels} channels")
-    if network.metadata.task != "segmentation":
-        raise UsageError(f"model: one for segmentation, not for {network.metadata.task}")
+    if network.metadata.task not in ("segmentation", "pose"):
+        raise UsageError(f"model: for an unknown task, {network.metadata.task}")
     return network

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from segformerpp.arguments import Size
 from segformerpp.errors import UsageError
@@ -168,7 +169,7 @@ def codec_of(metadata: Metadata) -> PoseCodec:
     return PoseCodec(metadata.image_size, metadata.sigma, cast("Coding", metadata.coding))
 
 
-def checked_box(box: np.ndarray) -> np.ndarray:
+def checked_box(box: ArrayLike) -> np.ndarray:
     """Take a box (x, y, width, height) as (4,) float64.
 
     Raises:

@@ -1,0 +1,128 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segformerpp.checkpoints import save
+from segformerpp.data.skeletons import skeleton
+from segformerpp.errors import UsageError
+from segformerpp.models import Metadata, Segformer, SegformerConfig
+from segformerpp.predictor import Predictor
+from segformerpp.tasks.pose import codec_of, to_image
+from segformerpp.tasks.segmentation import normalise
+
+
+@pytest.fixture(scope="module")
+def pose_model() -> Segformer:
+    torch.manual_seed(0)
+    lsp = skeleton("lsp")
+    data = Metadata(
+        task="pose",
+        labels=lsp.names,
+        palette=lsp.palette,
+        skeleton=lsp.links,
+        image_size=(64, 48),
+        source="random",
+    )
+    return Segformer(SegformerConfig.of_size("b0", num_outputs=14), data).eval()
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+BOXES = [(10.0, 5.0, 40.0, 70.0), (60.5, 20.0, 30.0, 30.0), (-20.0, -10.0, 60.0, 60.0)]
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_equals_crops_one_by_one(pose_model: Segformer, picture: np.ndarray, runtime: str) -> None:
+    predict = Predictor(pose_model, runtime=runtime, batch=2, precision="f32")
+    result = predict(picture, boxes=BOXES)
+    assert result.keypoints.shape == (3, 14, 3)
+    assert result.labels == skeleton("lsp").names
+    assert result.network_seconds > 0
+    codec = codec_of(pose_model.metadata)
+    for box, found in zip(BOXES, result.keypoints, strict=True):
+        transform = codec.transform(np.array(box))
+        x = normalise(codec.crop(picture, transform), pose_model.metadata)
+        with torch.no_grad():
+            heatmaps = pose_model(torch.from_numpy(x[None])).numpy()
+        expected = to_image(codec.decode(heatmaps)[0], transform)
+        np.testing.assert_allclose(found[:, 2], expected[:, 2], atol=1e-4)
+        # Peaks of random heatmaps may be as high as others; then another one is found.
+        near = np.abs(found[:, :2] - expected[:, :2]).max(axis=1) < 0.5
+        assert near.mean() > 0.9
+
+
+def test_flipping_twice_is_the_mean(pose_model: Segformer, picture: np.ndarray) -> None:
+    """A symmetric picture has symmetric keypoints under the flip test."""
+    half = picture[:, :60]
+    symmetric = np.concatenate((half, half[:, ::-1]), axis=1)
+    predict = Predictor(pose_model, runtime="torch", flip=True)
+    # Boxes are of pixel centres: symmetric about 59.5.
+    points = predict(symmetric, boxes=[(-0.5, -0.5, 120, 90)]).keypoints[0]
+    mirrored = points[list(skeleton("lsp").mirror)]
+    np.testing.assert_allclose(points[:, 2], mirrored[:, 2], atol=1e-4)
+
+
+def test_the_whole_image_is_the_default(pose_model: Segformer, picture: np.ndarray) -> None:
+    predict = Predictor(pose_model, runtime="torch")
+    whole = predict(picture, boxes="image")
+    assert whole.boxes.tolist() == [[0, 0, 120, 90]]
+    np.testing.assert_array_equal(predict(picture, boxes=whole.boxes).keypoints, whole.keypoints)
+    [streamed] = predict.stream([picture], boxes=lambda _: "image")
+    np.testing.assert_array_equal(streamed.keypoints, whole.keypoints)
+
+
+def test_nobody_and_people_outside(pose_model: Segformer, picture: np.ndarray) -> None:
+    predict = Predictor(pose_model, runtime="torch")
+    assert predict(picture, boxes=[]).keypoints.shape == (0, 14, 3)
+    assert predict(picture, boxes=[]).plot().size == (120, 90)
+    outside = predict(picture, boxes=[(500, 10, 20, 20), (-90, 0, 50, 50)])
+    assert (outside.keypoints[..., 2] == 0).all()
+    assert np.array_equal(np.asarray(outside.plot()), picture)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"tile": (64, 64)}, "^tile: "),
+        ({"probabilities": True}, "^probabilities: "),
+        ({"merge": "downsample"}, "^merge: "),
+        ({"size": (16, 64)}, "^size: at least 32"),
+    ],
+)
+def test_what_poses_do_not_have(
+    pose_model: Segformer, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        Predictor(pose_model, runtime="torch", **arguments)
+
+
+def test_boxes_that_make_no_sense(
+    pose_model: Segformer, random_model: Segformer, picture: np.ndarray
+) -> None:
+    predict = Predictor(pose_model, runtime="torch")
+    wrong: list[Any] = [[(0, 0, 0, 0)], 5, "person", [1, 2, 3, 4]]
+    for boxes in wrong:
+        with pytest.raises(UsageError, match=r"^box(es)?: "):
+            predict(picture, boxes=boxes)
+    with pytest.raises(UsageError, match="one of segmentation"):
+        Predictor(random_model, runtime="torch")(picture, boxes=BOXES)
+    with pytest.raises(UsageError, match=r"^flip: "):
+        Predictor(random_model, runtime="torch", flip=True)
+
+
+def test_saved_and_loaded(pose_model: Segformer, picture: np.ndarray, tmp_path: Path) -> None:
+    save(pose_model, tmp_path / "pose.safetensors")
+    Image.fromarray(picture).save(tmp_path / "people.png")
+    predict = Predictor(tmp_path / "pose.safetensors", runtime="torch")
+    assert predict.metadata == pose_model.metadata
+    result = predict(tmp_path / "people.png", boxes=BOXES)
+    expected = Predictor(pose_model, runtime="torch")(picture, boxes=BOXES)
+    np.testing.assert_array_equal(result.keypoints, expected.keypoints)
+    assert predict.facts["task"] == "pose"
