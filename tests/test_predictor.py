@@ -426,7 +426,7 @@ def test_wrong_arguments(
     ("changes", "metadata", "reason"),
     [
         ({}, {"head_trained": False, "source": "mit-b0"}, "model: mit-b0 has a fresh decode head"),
-        ({}, {"task": "pose"}, "model: one for segmentation, not for pose"),
+        ({}, {"task": "pose"}, "which size"),
         ({"in_channels": 4}, {}, "model: reads RGB images, not 4 channels"),
     ],
 )
