@@ -74,7 +74,7 @@ def predict(
       segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
 
     Exit code:
-      0 if all went well, 1 if some images failed, 2 if the command makes no sense, 130 if it
+      0 if all went well, 1 if some inputs failed, 2 if the command makes no sense, 130 if it
       was interrupted
 
     Args:

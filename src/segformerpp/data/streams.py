@@ -98,7 +98,8 @@ class LiveReader:
         self._thread = threading.Thread(target=self._read, name="segformerpp-live", daemon=True)
         self._thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._first, patience + TIMEOUT_SECONDS)
+            # Opening, and finding out what comes, may each take as long as that.
+            self._changed.wait_for(lambda: self._ready or self._first, 3 * TIMEOUT_SECONDS)
         if not self._ready:
             self.close()
             raise self._first or VideoError(f"{self.name}: no picture comes")

@@ -115,7 +115,7 @@ class VideoWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._stack as stack, self._errors():
+        with self._errors(), self._stack as stack:
             if error is not None:
                 stack.__exit__(kind, error, traceback)
                 return
