@@ -57,7 +57,7 @@ def test_yaml_reads_what_it_writes(plan: MergePlan, tmp_path_factory: pytest.Tem
 
 def test_presets_are_the_papers() -> None:
     hq = {"mode": "bsm", "r": 0.8, "sx": 4, "sy": 4}
-    assert list(PRESETS) == ["none", "hq", "fast", "2x2", "downsample"]
+    assert list(PRESETS)[:5] == ["none", "hq", "fast", "2x2", "downsample"]
     assert MergePlan.parse("hq").to_dict()["stages"] == [
         *[{"q": None, "kv": {"mode": "bsm", "r": 0.6, "sx": 2, "sy": 2}}] * 2,
         *[{"q": hq, "kv": None}] * 2,
@@ -68,6 +68,19 @@ def test_presets_are_the_papers() -> None:
     assert MergePlan.parse(None) == MergePlan.parse("none") == MergePlan()
     assert (
         MergePlan.parse("q34:mode=bsm,r=0.8,sx=4,sy=4 kv12:mode=bsm,r=0.6,sx=2,sy=2").name == "hq"
+    )
+
+
+def test_our_presets() -> None:
+    assert list(PRESETS)[5:] == ["balanced", "turbo"]
+    few = "mode=bsm,r=0.9,sx=4,sy=4,proportional=true"
+    assert str(PRESETS["balanced"]) == (
+        f"q13:mode=n2d,sx=2,sy=2 kv12:{few} kv3:mode=bsm,r=0.5,sx=2,sy=2,proportional=true "
+        "q4:mode=bsm,r=0.75,sx=2,sy=2"
+    )
+    assert str(PRESETS["turbo"]) == (
+        f"q1:mode=n2d,sx=4,sy=4 kv12:{few} q34:mode=n2d,sx=2,sy=2 "
+        "kv3:mode=bsm,r=0.75,sx=2,sy=2,proportional=true reuse3=4"
     )
 
 

@@ -213,11 +213,30 @@ def _paper(q34: Merge | None = None, kv12: Merge | None = None) -> MergePlan:
     return MergePlan((early, early, late, late))
 
 
-#: The plans of the paper by name (SegFormer++, table 1; `downsample` is its baseline).
+_FEW_KEYS = BipartiteMatching(0.9, 4, 4, proportional=True)
+
+#: Plans by name: the paper's (SegFormer++, table 1; `downsample` is its baseline), then ours, which
+#: `benchmarks/strategies.py` found.
 PRESETS: dict[str, MergePlan] = {
     "none": MergePlan(),
     "hq": _paper(BipartiteMatching(0.8, 4, 4), BipartiteMatching(0.6, 2, 2)),
     "fast": _paper(BipartiteMatching(0.9, 4, 4), BipartiteMatching(0.9, 4, 4)),
     "2x2": MergePlan((StageMerge(q=Neighbour2d(2, 2)),) * STAGES),
     "downsample": MergePlan(input_scale=0.5),
+    "balanced": MergePlan(
+        (
+            StageMerge(q=Neighbour2d(2, 2), kv=_FEW_KEYS),
+            StageMerge(kv=_FEW_KEYS),
+            StageMerge(Neighbour2d(2, 2), BipartiteMatching(0.5, 2, 2, proportional=True)),
+            StageMerge(q=BipartiteMatching(0.75, 2, 2)),
+        )
+    ),
+    "turbo": MergePlan(
+        (
+            StageMerge(q=Neighbour2d(4, 4), kv=_FEW_KEYS),
+            StageMerge(kv=_FEW_KEYS),
+            StageMerge(Neighbour2d(2, 2), BipartiteMatching(0.75, 2, 2, proportional=True), 4),
+            StageMerge(q=Neighbour2d(2, 2)),
+        )
+    ),
 }
