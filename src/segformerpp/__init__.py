@@ -5,8 +5,9 @@ Names are imported when they are first used, so that ``import segformerpp`` does
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from segformerpp.lazy_names import getter
 
 if TYPE_CHECKING:
     from segformerpp.checkpoints import bundled, load, push_to_hub, save, save_pretrained
@@ -61,12 +62,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = getter(__name__, _HOME_OF)
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from segformerpp.arguments import Size, checked_size, whole_number
 from segformerpp.calibration import Calibration
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
-from segformerpp.data.files import check_writable_file, expand_user
+from segformerpp.data.files import expand_user
+from segformerpp.data.outputs import check_writable_file
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.evaluation import agreement
 from segformerpp.merging import MergePlan

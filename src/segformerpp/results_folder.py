@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformerpp.data.behind import run_behind
-from segformerpp.data.files import ImageFile, check_writable, check_writable_file, write_whole
+from segformerpp.data.files import ImageFile, check_writable
 from segformerpp.data.images import ImageSource
+from segformerpp.data.outputs import check_writable_file, write_rows
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.tasks.segmentation_result import OUTPUTS, SegmentationResult, output_paths
 
@@ -106,8 +107,7 @@ class ResultsFolder:
             order = {str(file.path): i for i, file in enumerate(files)}
             rows = [*self._rows.values()]  # at once, for `write` may be adding some
             rows.sort(key=lambda row: order.get(row["image"], -1))
-            with write_whole(self._report) as out:
-                out.write(json.dumps(rows, indent=1).encode() + b"\n")
+            write_rows(self._report, rows)
 
     def update_report(self, files: Iterable[ImageFile]) -> None:
         """Do what `write_report` does, if that was last done a while ago."""

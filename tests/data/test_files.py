@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segformerpp.data.files import check_writable_file, find_images, write_whole
+from segformerpp.data.files import find_images, write_whole
 from segformerpp.errors import UsageError
 
 
@@ -184,18 +184,6 @@ def test_a_folder_that_cannot_be_searched(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UsageError, match="sub: cannot be searched: Permission denied"):
         find_images([root])
-
-
-def test_whether_a_file_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "a-file").write_text("kept")
-    check_writable_file("json", tmp_path / "new" / "x.json")
-    check_writable_file("json", tmp_path / "a-file")
-    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
-    assert (tmp_path / "a-file").read_text() == "kept"
-    with pytest.raises(UsageError, match=r"^json: .* is a folder, not a file$"):
-        check_writable_file("json", tmp_path)
-    with pytest.raises(UsageError, match=r"^json: cannot write to .*a-file: Not a directory$"):
-        check_writable_file("json", tmp_path / "a-file" / "x.json")
 
 
 def test_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 What needs torch is imported when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segformerpp.checkpoints.opened import Checkpoint, open_checkpoint
 from segformerpp.checkpoints.sources import bundled
+from segformerpp.lazy_names import getter
 
 if TYPE_CHECKING:
     from segformerpp.checkpoints.loading import load
@@ -30,9 +30,4 @@ _HOME_OF = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = getter(__name__, _HOME_OF)

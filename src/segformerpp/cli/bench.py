@@ -66,15 +66,14 @@ def bench(
         revision: branch, tag or commit of a model on the hub
         quiet: say nothing but what went wrong
     """
-    import json as json_format
-
     from segformerpp import runtimes
     from segformerpp.arguments import whole_number
     from segformerpp.benchmark import plot as drawing
     from segformerpp.benchmark.candidates import save_random
     from segformerpp.benchmark.run import Setting, combinations, measure
     from segformerpp.checkpoints import open_checkpoint
-    from segformerpp.data.files import check_writable_file, write_whole
+    from segformerpp.data.files import write_whole
+    from segformerpp.data.outputs import check_writable_file, write_rows
     from segformerpp.merging import MergePlan
     from segformerpp.models.config import SIZES
 
@@ -119,8 +118,7 @@ def bench(
     if rows and not quiet:
         _show(rows)
     if json and rows:
-        with write_whole(Path(json)) as file:
-            file.write(json_format.dumps(rows, indent=1).encode() + b"\n")
+        write_rows(json, rows)
     if plot and rows:
         with write_whole(Path(plot)) as file:
             drawing.plot(rows, file, Path(plot).suffix[1:])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json as json_format
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from segformerpp.cli.options import SUCCESS
 from segformerpp.errors import PlanError
@@ -29,7 +27,7 @@ def cache(clear: bool = False, json: str | None = None) -> int:
         json: file for the list
     """
     from segformerpp import cache as kept
-    from segformerpp.data.files import write_whole
+    from segformerpp.data.outputs import write_rows
     from segformerpp.merging import MergePlan
 
     where = kept.folder()
@@ -61,8 +59,7 @@ def cache(clear: bool = False, json: str | None = None) -> int:
         rows.append(row)
         table.append(["" if value is None else str(value) for value in row.values()])
     if json:
-        with write_whole(Path(json)) as file:
-            file.write(json_format.dumps(rows, indent=1).encode() + b"\n")
+        write_rows(json, rows)
     if rows:
         print_table(list(rows[0]), table)
     total = _megabytes(sum(entry.nbytes for entry in entries))

@@ -106,13 +106,12 @@ def eval(
         revision: branch, tag or commit of a model on the hub
         quiet: say nothing but what went wrong
     """
-    import json as json_format
-
     from segformerpp import runtimes
     from segformerpp.benchmark import plot
     from segformerpp.benchmark.run import machine
     from segformerpp.data.datasets import Problem, open_dataset
-    from segformerpp.data.files import check_writable, check_writable_file, write_whole
+    from segformerpp.data.files import check_writable
+    from segformerpp.data.outputs import check_writable_file, write_rows
     from segformerpp.evaluation.pictures import plot_confusion, save_worst
     from segformerpp.evaluation.segmentation import Score, check_classes, evaluate
     from segformerpp.predictor import Predictor
@@ -184,8 +183,7 @@ def eval(
         if not quiet:
             _show(rows)
         if json:
-            with write_whole(Path(json)) as file:
-                file.write(json_format.dumps(rows, indent=1).encode() + b"\n")
+            write_rows(json, rows)
         if confusion:
             titles = [_title(row) for row in rows]
             counts = [score.counts for score in table]

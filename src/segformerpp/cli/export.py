@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from segformerpp.arguments import Size, parse_size
@@ -68,11 +67,9 @@ def export(
         revision: branch, tag or commit of a model on the hub
         quiet: say nothing but what went wrong
     """
-    import json as json_format
-
     from segformerpp import exporting
     from segformerpp.benchmark.run import machine
-    from segformerpp.data.files import check_writable_file, write_whole
+    from segformerpp.data.outputs import check_writable_file, write_rows
     from segformerpp.evaluation.agreement import find_pairs
 
     if precision != "int8" and (calibrate or test):
@@ -118,8 +115,7 @@ def export(
             text += f"; mIoU {row['miou']:.2f} %, of f32 {row['miou_before']:.2f} %"
         say(text, quiet)
     if json:
-        with write_whole(Path(json)) as file:
-            file.write(json_format.dumps([row], indent=1).encode() + b"\n")
+        write_rows(json, [row])
     return SOME_FAILED if failed else SUCCESS
 
 

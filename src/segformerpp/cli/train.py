@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, say
@@ -57,9 +56,7 @@ def train(
         json: file for what came out
         quiet: say nothing but what went wrong
     """
-    import json as json_format
-
-    from segformerpp.data.files import check_writable_file, write_whole
+    from segformerpp.data.outputs import check_writable_file, write_rows
 
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes that torchrun starts
     quiet = quiet or not first
@@ -85,8 +82,7 @@ def train(
             complain("interrupted: the same command with --resume goes on")
             return INTERRUPTED
     if json and first:
-        with write_whole(Path(json)) as file:
-            file.write(json_format.dumps(rows, indent=1).encode() + b"\n")
+        write_rows(json, rows)
     return SUCCESS
 
 

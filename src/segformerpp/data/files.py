@@ -148,17 +148,6 @@ def check_writable(key: str, folder: Path) -> None:
         raise UsageError(f"{key}: cannot write to {folder}: {reason}") from None
 
 
-def check_writable_file(key: str, path: str | Path) -> None:
-    """See whether `write_whole` could write a file, which may exist already; leave no trace.
-
-    Raises:
-        UsageError: which begins with `key`, if it is a folder, or its own cannot be written to.
-    """
-    if Path(path).is_dir():
-        raise UsageError(f"{key}: {path} is a folder, not a file")
-    check_writable(key, Path(path).parent)
-
-
 def _search(source: str, skip: Path | None) -> list[tuple[Path, PurePath]]:
     """The images of one source, each with its path relative to where the search began."""
     path = expand_user(source)

@@ -3,9 +3,9 @@
 `Segformer` is imported when it is first used: what only describes networks needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from segformerpp.lazy_names import getter
 from segformerpp.models.config import SIZES, Metadata, SegformerConfig
 
 if TYPE_CHECKING:
@@ -16,9 +16,4 @@ __all__ = ["SIZES", "Metadata", "Segformer", "SegformerConfig"]
 _HOME_OF = {"Segformer": "segformerpp.models.segformer"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = getter(__name__, _HOME_OF)
