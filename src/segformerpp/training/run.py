@@ -170,6 +170,7 @@ def _trainer(settings: TrainSettings, keeper: Keeper, metric: str | None) -> pl.
             max_steps=settings.steps,
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip or None,
             val_check_interval=settings.val_every * settings.accumulate if metric else None,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,

@@ -53,6 +53,7 @@ class TrainSettings:
         power: of the polynomial by which they fall to 0 then
         drops: shares of the steps behind which they fall to a tenth instead, such as 0.81,0.95
         weight_decay: of weights; biases and norms have none
+        clip: the largest norm that gradients may have, so that one bad batch undoes nothing; 0 for any
         class_weights: none, or sqrt for the square root of the inverse frequency of each class,
             within 0.4 and 3
         ohem: train on the pixels whose true class is less likely than this, a sixteenth of all at
@@ -108,6 +109,7 @@ class TrainSettings:
     power: float = 1.0
     drops: str = ""
     weight_decay: float = 0.01
+    clip: float = 0.0
     class_weights: Literal["none", "sqrt"] = "none"
     ohem: float = 0.0
     drop_path: float = 0.1
@@ -154,7 +156,8 @@ class TrainSettings:
         for key in ("ohem", "ema", "drop_path", "dropout"):
             self._refuse_unless(key, 0 <= getattr(self, key) < 1, "from 0 to below 1")
         self._refuse_unless("max_class_share", 0 < self.max_class_share <= 1, "from 0 to 1")
-        self._refuse_unless("weight_decay", self.weight_decay >= 0, "0 or more")
+        for key in ("clip", "weight_decay"):
+            self._refuse_unless(key, getattr(self, key) >= 0, "0 or more")
         self._refuse_unless("max_scale", self.max_scale >= self.min_scale, "min_scale or more")
         if not self.epochs:
             self._refuse_unless("warmup", self.warmup < self.steps, f"less than {self.steps} steps")
