@@ -53,7 +53,7 @@ class TrainSettings:
         power: of the polynomial by which they fall to 0 then
         drops: shares of the steps behind which they fall to a tenth instead, such as 0.81,0.95
         weight_decay: of weights; biases and norms have none
-        clip: the largest norm that gradients may have, so that one bad batch undoes nothing; 0 for any
+        clip: the largest norm of the gradients, so that one bad batch undoes nothing; 0 for any
         class_weights: none, or sqrt for the square root of the inverse frequency of each class,
             within 0.4 and 3
         ohem: train on the pixels whose true class is less likely than this, a sixteenth of all at
