@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino as ov
 import pytest
 from PIL import Image
 
@@ -20,6 +19,7 @@ from segformerpp.errors import ImageError, UsageError
 from segformerpp.evaluation.agreement import find_pairs
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer
+from segformerpp.runtimes.openvino_core import core
 from tests.models.test_segformer import tiny
 from tests.runtimes.graph.parity import assert_agree, expected, images
 from tests.runtimes.graph.test_build import ODD
@@ -31,7 +31,7 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 def run(path: Path, x: np.ndarray) -> np.ndarray:
     if path.suffix == ".onnx":
         return onnxruntime.InferenceSession(path).run(None, {"images": x})[0]
-    return np.array(ov.Core().compile_model(path, "CPU", F32)(x)[0])
+    return np.array(core().compile_model(path, "CPU", F32)(x)[0])
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_notes(model: Segformer, ending: str, tmp_path: Path) -> None:
         notes = {entry.key: entry.value for entry in file.metadata_props}
         assert str(file.opset_import[0].version) == notes["opset"]
     else:
-        read = ov.Core().read_model(path)
+        read = core().read_model(path)
         notes = {key: str(value.value) for key, value in read.rt_info["segformerpp"].items()}
         assert str(read.input().partial_shape) == "[1,3,125..128,125..256]"
     assert notes == written.notes

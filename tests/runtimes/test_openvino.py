@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -114,3 +116,30 @@ def test_the_photograph() -> None:
 def test_what_is_kept_goes_with_all_the_code_that_made_it(random_checkpoint: Path) -> None:
     runtime = OpenvinoRuntime(open_checkpoint(random_checkpoint), "f32")
     assert runtime._key((1, 3, 64, 64), "f32")["code"] == cache.code_version("runtimes")
+
+
+SIGNALS = """
+import gc, signal, sys, threading
+from segformerpp import Predictor
+import numpy as np
+
+image = np.zeros((64, 64, 3), np.uint8)
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+made = [Predictor(sys.argv[1], runtime="openvino", merge=merge) for merge in ("none", "hq")]
+for predict in made:
+    predict(image)
+del predict
+made.pop(0)  # ended before the one whose stack for signals came later
+gc.collect()
+threading.Thread(target=made.clear).start()
+gc.collect()
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_signals_reach_python_when_networks_have_ended(random_checkpoint: Path) -> None:
+    """OpenVINO's plugin used to leave Python with a stack for signals that had been freed."""
+    command = [sys.executable, "-X", "faulthandler", "-c", SIGNALS, str(random_checkpoint)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr

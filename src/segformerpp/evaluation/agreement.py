@@ -119,8 +119,10 @@ def exported(path: Path, metadata: Metadata, form: FileForm) -> Segmenter:
     else:
         import openvino as ov
 
+        from segformerpp.runtimes.openvino_core import core
+
         options = {"INFERENCE_PRECISION_HINT": ov.Type.f32} if form.precision != "int8" else {}
-        network = ov.Core().compile_model(path, "CPU", options)
+        network = core().compile_model(path, "CPU", options)
 
         def run(x: np.ndarray) -> np.ndarray:
             return network(x)[0]

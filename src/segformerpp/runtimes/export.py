@@ -23,6 +23,7 @@ from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import IMAGES, OPSET, Form, Interface, build
+from segformerpp.runtimes.openvino_core import core
 from segformerpp.runtimes.sizes import least_size, matchings
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def write(
             _store_halves(graph)
         _write_onnx(graph, path)
     else:
-        model = model or ov.Core().read_model(graph.SerializeToString())
+        model = model or core().read_model(graph.SerializeToString())
         _write_openvino(model, path, form, notes)
     return notes
 
@@ -274,7 +275,7 @@ def _write_openvino(model: ov.Model, path: Path, form: FileForm, notes: Mapping[
     weights = path.with_suffix(".bin")
     with _beside(path) as folder:
         ov.save_model(model, folder / path.name, compress_to_fp16=form.precision == "f16")
-        ov.Core().read_model(folder / path.name)  # raises where it is not valid
+        core().read_model(folder / path.name)  # raises where it is not valid
         (folder / weights.name).replace(weights)
         (folder / path.name).replace(path)
 

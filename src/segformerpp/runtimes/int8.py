@@ -20,6 +20,7 @@ from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, build
+from segformerpp.runtimes.openvino_core import core
 from segformerpp.runtimes.sizes import least_size
 
 _KIND = "int8"
@@ -125,7 +126,7 @@ def quantise_openvino(graph: Any, inputs: Iterable[np.ndarray], count: int) -> o
     Raises:
         UsageError: if nncf is missing.
     """
-    model = ov.Core().read_model(graph.SerializeToString())
+    model = core().read_model(graph.SerializeToString())
     # Else nncf takes the wrong axis of weights that a Reshape of the importer stands behind.
     passes = Manager()
     passes.register_pass(ConstantFolding())
@@ -206,4 +207,4 @@ def _packed(model: ov.Model) -> bytes:
 def _unpacked(data: bytes) -> ov.Model:
     start = 8 + int.from_bytes(data[:8], "little")
     weights = ov.Tensor(np.frombuffer(data, np.uint8, offset=start))
-    return ov.Core().read_model(data[8:start], weights)
+    return core().read_model(data[8:start], weights)

@@ -13,6 +13,7 @@ from segformerpp import __version__, cache
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.memory import memory_limits
+from segformerpp.runtimes.openvino_core import core
 from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
 from segformerpp.runtimes.sizes import warn_small_grids
@@ -56,7 +57,7 @@ class OpenvinoRuntime:
         threads: int | None = None,
         images: Images | None = None,
     ) -> None:
-        self._core = ov.Core()
+        self._core = core()
         self.device = "cpu" if device == "auto" else device
         present = sorted({name.partition(".")[0].lower() for name in self._core.available_devices})
         if self.device not in present:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino as ov
 import torch
 from torch import nn
 
 from segformerpp.models import Segformer
+from segformerpp.runtimes.openvino_core import core
 from tests.models.test_segformer import tiny
 
 ENGINES = ("openvino", "onnxruntime")
@@ -52,10 +52,8 @@ class Engine:
         self._run: Any
         if name == "openvino":
             options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-            core = ov.Core()
-            compiled = core.compile_model(
-                core.read_model(model.SerializeToString()), "CPU", options
-            )
+            read = core().read_model(model.SerializeToString())
+            compiled = core().compile_model(read, "CPU", options)
             self._run = lambda x: compiled(x)[0]
         else:
             session_options = onnxruntime.SessionOptions()
