@@ -134,7 +134,10 @@ def test_a_small_video_of_odd_size_and_variable_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "frames", "seconds", "sound"),
-    [("highway", 221, 8.84, True), ("person_walking", 1394, 139.4, False)],
+    [
+        ("highway", 221, 8.84, True),
+        pytest.param("person_walking", 1394, 139.4, False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_videos_of_the_project(
     shared: Path, tmp_path: Path, name: str, frames: int, seconds: float, sound: bool

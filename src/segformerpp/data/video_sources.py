@@ -82,11 +82,11 @@ def split_sources(
                 known = ", ".join(sorted((*LIVE_PROTOCOLS, "http", "https")))
                 raise UsageError(f"{source}: an address begins with one of {known}")
             found[source] = source, PurePath(_address_name(source))
-        elif source.isdecimal() and not path.exists():
+        elif source.isdecimal() and not os.path.exists(path):  # noqa: PTH110 (like _is_device)
             found[source] = int(source), PurePath(f"camera-{int(source)}")
-        elif path.is_char_device():
+        elif _is_device(path):
             found[source] = str(path), PurePath(path.name)
-        elif path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file():
+        elif path.suffix.lower() in VIDEO_EXTENSIONS and os.path.isfile(path):  # noqa: PTH113
             named.add(_identity(path))
             found[_identity(path)] = path, PurePath(path.name)
         elif path.suffix.lower() in VIDEO_EXTENSIONS and glob.has_magic(source):
@@ -115,6 +115,13 @@ def split_sources(
 def without_password(source: str) -> str:
     """An address without user and password."""
     return re.sub(r"^([a-z0-9+]+://)[^/]*@", r"\1", source)
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        return path.is_char_device()
+    except OSError:  # such as a name that is too long, of which pathlib does not say False
+        return False
 
 
 def _identity(path: Path) -> str:
