@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segformerpp import cli
 from segformerpp.checkpoints import save
 from segformerpp.data.skeletons import skeleton
 from segformerpp.errors import UsageError
@@ -126,3 +128,44 @@ def test_saved_and_loaded(pose_model: Segformer, picture: np.ndarray, tmp_path: 
     expected = Predictor(pose_model, runtime="torch")(picture, boxes=BOXES)
     np.testing.assert_array_equal(result.keypoints, expected.keypoints)
     assert predict.facts["task"] == "pose"
+
+
+def test_command(pose_model: Segformer, picture: np.ndarray, tmp_path: Path) -> None:
+    save(pose_model, tmp_path / "pose.safetensors")
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+    (tmp_path / "boxes.txt").write_text("a.png 10 5 40 70\na.png 60.5 20 30 30\n")
+    words = ["predict", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--quiet"]
+    words += ["--model", str(tmp_path / "pose.safetensors"), "--runtime", "torch"]
+    words += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "rows.json")]
+    assert cli.main([*words, "--boxes", str(tmp_path / "boxes.txt")]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["people"] for row in rows] == [2, 0]
+    assert (rows[0]["task"], rows[0]["size"]) == ("pose", "90x120")
+    first, second = json.loads((tmp_path / "out/a_keypoints.json").read_text())
+    expected = Predictor(pose_model, runtime="torch")(picture, boxes=BOXES[:2]).keypoints
+    np.testing.assert_allclose(first["keypoints"], expected[0].ravel(), atol=2e-3)
+    np.testing.assert_allclose(second["keypoints"], expected[1].ravel(), atol=2e-3)
+    assert json.loads((tmp_path / "out/b_keypoints.json").read_text()) == []
+    assert Image.open(tmp_path / "out/a_overlay.png").size == (120, 90)
+    assert cli.main([*words, "--save", "keypoints", "--flip"]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["people"] for row in rows] == [1, 1]
+
+
+def test_commands_that_make_no_sense(
+    pose_model: Segformer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(pose_model, tmp_path / "pose.safetensors")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "boxes.txt").write_text("a.png 0 0 10 10\n")
+    words = ["predict", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--quiet"]
+    pose = ["--model", str(tmp_path / "pose.safetensors"), "--runtime", "torch"]
+    for more, reason in (
+        ([*pose, "--save", "labels"], "save: any of keypoints, overlay, not 'labels'"),
+        (["--boxes", str(tmp_path / "boxes.txt")], "boxes: for models of poses"),
+        ([*pose, "--boxes", str(tmp_path / "none.txt")], "boxes: "),
+        (["--flip"], "flip: for models of poses"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert reason in capsys.readouterr().err

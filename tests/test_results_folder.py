@@ -10,6 +10,7 @@ from segformerpp.errors import ImageError, UsageError
 from segformerpp.models import Segformer
 from segformerpp.predictor import Predictor
 from segformerpp.results_folder import ResultsFolder, segment_files
+from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
 
 
@@ -31,7 +32,7 @@ def predictor(random_model: Segformer) -> Predictor:
 
 def segment(
     predictor: Predictor, files: list[ImageFile], folder: ResultsFolder
-) -> tuple[list[SegmentationResult], list[str]]:
+) -> tuple[list[SegmentationResult | PoseResult], list[str]]:
     errors: list[str] = []
     results = list(segment_files(predictor, files, folder, lambda e: errors.append(str(e))))
     folder.write_report(files)

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformerpp.data.behind import run_behind
+from segformerpp.data.boxes import BoxesByName
 from segformerpp.data.files import ImageFile, check_writable
 from segformerpp.data.images import ImageSource
 from segformerpp.data.outputs import check_writable_file, write_rows
 from segformerpp.errors import ImageError, UsageError
+from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import OUTPUTS, SegmentationResult, output_paths
 
 if TYPE_CHECKING:
@@ -33,10 +35,11 @@ class ResultsFolder:
 
     Args:
         folder: made if it is missing, once there is something to write.
-        what: the outputs of each image, see `SegmentationResult.save`.
+        what: the outputs of each image, see the `save` of results.
         report: a JSON file for a list with a row for each image.
         resume: whether images whose outputs are all there count as done; if there is to be a
             report, its row for them must be there too, and be none of a failure.
+        outputs: all outputs that there are for the task, and how the names of the files end.
 
     Raises:
         UsageError: if there is no such output, the folder or the report cannot be written, or
@@ -49,9 +52,11 @@ class ResultsFolder:
         what: Iterable[str] = ("labels", "overlay"),
         report: str | Path | None = None,
         resume: bool = False,
+        outputs: Mapping[str, str] = OUTPUTS,
     ) -> None:
         self.folder, self.what = _expand("out", folder), tuple(what)
-        output_paths(self.folder, "", self.what)
+        self._outputs = outputs
+        output_paths(self.folder, "", self.what, outputs)
         self._report = None if report is None else _expand("json", report)
         self._report_due = time.monotonic() + REPORT_SECONDS
         self._resume = resume
@@ -64,14 +69,17 @@ class ResultsFolder:
 
     def outputs(self, stem: str) -> Iterable[Path]:
         """Where an image's outputs go, all that there are."""
-        return output_paths(self.folder, stem, OUTPUTS).values()
+        return output_paths(self.folder, stem, self._outputs, self._outputs).values()
 
     def missing(self, files: Iterable[ImageFile]) -> list[ImageFile]:
         """Those of the images that are not done yet; all of them unless resuming."""
         return [file for file in files if not self._is_done(file)]
 
     def write(
-        self, file: ImageFile, result: SegmentationResult, facts: Mapping[str, Any] | None = None
+        self,
+        file: ImageFile,
+        result: SegmentationResult | PoseResult,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the outputs of one image, each whole or not at all, and note its row.
 
@@ -85,7 +93,7 @@ class ResultsFolder:
         """
         result.save(self.folder, file.stem, self.what)
         if self._report:
-            height, width = result.label_map.shape
+            height, width = result.image.shape[:2]
             self._rows[str(file.path)] = {
                 "image": str(file.path),
                 "size": f"{height}x{width}",
@@ -120,7 +128,7 @@ class ResultsFolder:
         row = self._rows.get(str(file.path))
         if not self._resume or (self._report and (row is None or "error" in row)):
             return False
-        paths = output_paths(self.folder, file.stem, self.what).values()
+        paths = output_paths(self.folder, file.stem, self.what, self._outputs).values()
         return all(os.path.isfile(path) for path in paths)  # noqa: PTH113 (names may be too long)
 
 
@@ -129,8 +137,9 @@ def segment_files(
     files: Iterable[ImageFile],
     folder: ResultsFolder,
     on_error: Callable[[ImageError], None],
-) -> Iterator[SegmentationResult]:
-    """Segment images and write what they show; reading, network and writing overlap.
+    boxes: BoxesByName | None = None,
+) -> Iterator[SegmentationResult | PoseResult]:
+    """Run over images and write what they show; reading, network and writing overlap.
 
     Args:
         predictor: made with `probabilities` if the folder is to hold them.
@@ -138,6 +147,8 @@ def segment_files(
         folder: gets the results.
         on_error: called with what is wrong with an image that cannot be read, is too large, or
             has a name that is too long for its outputs; it is skipped.
+        boxes: for poses: the people in each image by its name, nobody in others; None for one
+            person who fills each image.
 
     Yields:
         Each result, once it has been written.
@@ -147,7 +158,9 @@ def segment_files(
     """
     by_path = {file.path: file for file in files}
 
-    def write(result: SegmentationResult) -> SegmentationResult | ImageError:
+    def write(
+        result: SegmentationResult | PoseResult,
+    ) -> SegmentationResult | PoseResult | ImageError:
         assert result.path is not None
         file = by_path[result.path]
         try:
@@ -168,7 +181,16 @@ def segment_files(
         folder.note_failure(by_path[source], error)
         on_error(error)
 
-    steps = (partial(write, result) for result in predictor.stream(by_path, fail))
+    def people(source: ImageSource) -> list[list[float]]:
+        assert isinstance(source, Path)
+        return (boxes or {}).get(source.name, [])
+
+    results: Iterator[SegmentationResult] | Iterator[PoseResult]
+    if boxes is None:
+        results = predictor.stream(by_path, fail)
+    else:
+        results = predictor.stream(by_path, fail, boxes=people)
+    steps = (partial(write, result) for result in results)
     with closing(run_behind(steps, workers=2, waiting=2)) as outcomes:
         for outcome in outcomes:
             folder.update_report(by_path.values())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from threading import Event
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from segformerpp.arguments import whole_number
 from segformerpp.data.files import check_writable, expand_user, write_whole
 from segformerpp.errors import UsageError, VideoError
-from segformerpp.tasks.segmentation_result import output_paths
+from segformerpp.tasks.pose_result import PoseResult
+from segformerpp.tasks.segmentation_result import OUTPUTS, output_paths
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from segformerpp.data.video import VideoReader
     from segformerpp.data.video_sources import VideoSource
     from segformerpp.predictor import Predictor
-    from segformerpp.tasks.segmentation_result import SegmentationResult
     from segformerpp.video import FrameDone
 
 #: What can be shown of each frame as a video, and what draws it at the frame's size.
-VIDEO_OUTPUTS: dict[str, Callable[[SegmentationResult], Image.Image]] = {
-    "overlay": lambda result: result.plot(legend=False),
+VIDEO_OUTPUTS: dict[str, Callable[[Any], Image.Image]] = {
+    "overlay": lambda result: (
+        result.plot() if isinstance(result, PoseResult) else result.plot(legend=False)
+    ),
     "color": lambda result: result.color_map(),
 }
 
@@ -68,11 +70,17 @@ class VideosFolder:
         what: the outputs; those that are not among `VIDEO_OUTPUTS` are for images alone.
         report: a file for a JSON line for each frame; appears once the ``with`` block has ended
             well.
+        outputs: all outputs that there are for images.
     """
 
     def __init__(
-        self, folder: str | Path, what: Iterable[str], report: str | Path | None = None
+        self,
+        folder: str | Path,
+        what: Iterable[str],
+        report: str | Path | None = None,
+        outputs: Mapping[str, str] = OUTPUTS,
     ) -> None:
+        self._outputs = outputs
         self.folder = expand_user(folder)
         self.what = tuple(what)
         self._report = None if report is None else expand_user(report)
@@ -85,7 +93,7 @@ class VideosFolder:
         Raises:
             UsageError: if not, or if there are none.
         """
-        output_paths(self.folder, "", self.what)
+        output_paths(self.folder, "", self.what, self._outputs)
         if VIDEO_OUTPUTS.keys().isdisjoint(self.what) and not self._report:
             raise UsageError(f"save: for videos {' or '.join(VIDEO_OUTPUTS)}, or use --json")
         check_writable("out", self.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from segformerpp.errors import ImageError, UsageError
 from segformerpp.terminal import Progress, complain
 
 if TYPE_CHECKING:
+    from segformerpp.data.boxes import BoxesByName
     from segformerpp.predictor import Predictor
     from segformerpp.results_folder import ResultsFolder
 
@@ -40,19 +41,21 @@ def predict(
     overlap: str | None = None,
     batch: int = 1,
     out: str = "segmented",
-    save: str = "labels,overlay",
+    save: str | None = None,
     json: str | None = None,
     start: str | None = None,
     end: str | None = None,
     stride: int = 1,
     reconnect: float = 30.0,
+    boxes: str | None = None,
+    flip: bool = False,
     calibrate: str | None = None,
     resume: bool = False,
     offline: bool = False,
     revision: str | None = None,
     quiet: bool = False,
 ) -> int:
-    """Segment images and videos: say of each pixel what it shows.
+    """Segment images and videos: say of each pixel what it shows. Or find people's keypoints.
 
     For an image NAME.jpg the folder given by --out gets NAME_labels.png (class numbers),
     NAME_overlay.png (the image under class colours, with a legend), and what else --save names.
@@ -61,6 +64,9 @@ def predict(
     Videos, streams and cameras become NAME_overlay.mp4, or NAME_color.mp4, with the size, frame
     rate and sound of the source. Live ones are recorded until Ctrl-C, which finishes the file;
     frames that come faster than the network are dropped.
+
+    With a model for poses images get NAME_keypoints.json (COCO's results) and NAME_overlay.png.
+    Each image is taken for one person who fills it, unless --boxes says where people are.
 
     Examples:
       segformerpp predict street.jpg
@@ -71,6 +77,7 @@ def predict(
       segformerpp predict drive.mp4 --start 1:30 --end 2:00
       segformerpp predict rtsp://camera.local/stream --end 60
       segformerpp predict 0 --json frames.jsonl
+      segformerpp predict photos/ --model lsp-b0 --boxes people.json
       segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
 
     Exit code:
@@ -103,13 +110,17 @@ def predict(
             is auto and memory demands it
         out: folder for the results
         save: what to write, any of labels, overlay, color (class colours alone) and probs (class
-            probabilities, as a NumPy file); of videos, overlay and color
+            probabilities, as a NumPy file); of poses keypoints and overlay; of videos overlay and
+            color (default: labels,overlay or keypoints,overlay)
         json: file for a list with an entry for each image: settings, time, class shares; of videos,
             a line for each frame
         start: where to begin in videos, in seconds or H:MM:SS (default: at the beginning)
         end: where to end in videos; of live sources, how long to record (default: at the end)
         stride: segment every so many-th frame of a video only; each stays until the next
         reconnect: for how many seconds to look for a live source that was lost
+        boxes: for poses: where people are, as COCO's JSON, or as a text file with a line for each:
+            the image's name, x, y, width, height; images that are not in it have nobody
+        flip: for poses: look at everyone in a mirror too, and take the mean
         calibrate: folder with some of your images, for --precision int8; needed once for each model
             and plan
         resume: skip images whose results are all there, and in the file of --json if it is given;
@@ -119,22 +130,30 @@ def predict(
         quiet: say nothing but what went wrong
     """
     # Here and not above, so that `--help` does not wait for them.
+    from segformerpp.data.boxes import read_boxes
     from segformerpp.data.video_sources import split_sources
     from segformerpp.results_folder import ResultsFolder
+    from segformerpp.tasks.segmentation_result import OUTPUTS
     from segformerpp.videos_folder import Selection, VideosFolder
 
     network_size = None if size is None else parse_size("size", size)
     tiles = parse_tile(tile)
     overlaps = None if overlap is None else parse_overlap(overlap)
-    what = re.split(r"\s*,\s*", save.strip())
+    outputs = _outputs(model, offline, revision)
+    what = [*outputs][:2] if save is None else re.split(r"\s*,\s*", save.strip())
+    people = None if boxes is None else read_boxes(boxes)
     selection = Selection(
         Fraction(0) if start is None else parse_time("start", start),
         None if end is None else parse_time("end", end),
         stride,
         reconnect,
     )
-    clips = VideosFolder(out, what, json)
+    clips = VideosFolder(out, what, json, outputs)
     given, videos = split_sources(sources, clips.outputs)
+    if people is not None and outputs is OUTPUTS:
+        raise UsageError(f"boxes: for models of poses, and {model} is one of segmentation")
+    if people is not None and videos:
+        raise UsageError("boxes: for images; in videos one person fills the frame")
     if given and videos and json:
         raise UsageError("json: for images or for videos, not both; work on them in two runs")
     if videos:
@@ -156,6 +175,7 @@ def predict(
             overlap=overlaps,
             batch=batch,
             probabilities="probs" in what and bool(given),
+            flip=flip,
             calibrate=calibrate,
             offline=offline,
             revision=revision,
@@ -163,8 +183,8 @@ def predict(
 
     code = SUCCESS
     if given:
-        folder = ResultsFolder(out, what, json, resume)
-        code = _predict_images(predictor, given, folder, quiet)
+        folder = ResultsFolder(out, what, json, resume, outputs)
+        code = _predict_images(predictor, given, folder, people, quiet)
     if not videos or code == INTERRUPTED:
         return code
     todo = [video for video in videos if not (resume and clips.is_done(video))]
@@ -174,8 +194,25 @@ def predict(
     return max(code, predict_videos(predictor(), todo, clips, selection, quiet))
 
 
+def _outputs(model: str, offline: bool, revision: str | None) -> Mapping[str, str]:
+    """What can be written of an image; depends on what the model is for."""
+    from segformerpp.tasks.pose_result import POSE_OUTPUTS
+    from segformerpp.tasks.segmentation_result import OUTPUTS
+
+    if model == "camvid-b0":
+        return OUTPUTS
+    from segformerpp.checkpoints import open_checkpoint
+
+    task = open_checkpoint(model, offline=offline, revision=revision).metadata.task
+    return POSE_OUTPUTS if task == "pose" else OUTPUTS
+
+
 def _predict_images(
-    make_predictor: Callable[[], Predictor], sources: list[str], folder: ResultsFolder, quiet: bool
+    make_predictor: Callable[[], Predictor],
+    sources: list[str],
+    folder: ResultsFolder,
+    people: BoxesByName | None,
+    quiet: bool,
 ) -> int:
     from segformerpp.data.files import find_images
     from segformerpp.results_folder import segment_files
@@ -185,7 +222,7 @@ def _predict_images(
     if not todo:
         say(f"nothing to do: all {len(files)} images are done; results in {folder.folder}", quiet)
         return SUCCESS
-    with Progress(len(todo), "segmenting", shown=not quiet) as progress:
+    with Progress(len(todo), "predicting", shown=not quiet) as progress:
         predictor = make_predictor()
         seconds: list[float] = []
         failures = 0
@@ -197,7 +234,7 @@ def _predict_images(
             progress.advance()
 
         try:
-            for result in segment_files(predictor, todo, folder, fail):
+            for result in segment_files(predictor, todo, folder, fail, people):
                 seconds.append(result.network_seconds)
                 progress.advance()
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from segformerpp.data.files import write_whole
 from segformerpp.data.images import write_image
 from segformerpp.data.labels import Palette
 from segformerpp.data.skeletons import Links
-from segformerpp.errors import UsageError
+from segformerpp.tasks.segmentation_result import output_paths
 
 #: What `PoseResult.save` can write, and how the names of the files end.
 POSE_OUTPUTS = {"keypoints": "_keypoints.json", "overlay": "_overlay.png"}
@@ -58,6 +58,14 @@ class PoseResult:
     def scores(self) -> np.ndarray:
         """The mean confidence of each person's keypoints: (P,)."""
         return self.keypoints[..., 2].mean(axis=1)
+
+    def row(self) -> dict[str, Any]:
+        """What a JSON row says of it: ``network_ms``, ``people``, their ``scores``."""
+        return {
+            "network_ms": round(1000 * self.network_seconds, 3),
+            "people": len(self.keypoints),
+            "scores": [round(float(score), 4) for score in self.scores],
+        }
 
     def plot(self, least: float = LEAST_CONFIDENCE, boxes: bool = False) -> Image.Image:
         """The image with the skeletons laid over it, the fainter the less sure.
@@ -107,7 +115,7 @@ class PoseResult:
             "keypoints": self._write_keypoints,
             "overlay": lambda path: write_image(path, self._overlay(LEAST_CONFIDENCE, False)),
         }
-        paths = pose_output_paths(folder, stem, what)
+        paths = output_paths(folder, stem, what, POSE_OUTPUTS)
         for key, path in paths.items():
             writers[key](path)
         return list(paths.values())
@@ -136,18 +144,6 @@ class PoseResult:
                     cv2.circle(overlay, point, width + 2, (255, 255, 255), -1, cv2.LINE_AA)
                     cv2.circle(overlay, point, width + 1, colour, -1, cv2.LINE_AA)
         return overlay
-
-
-def pose_output_paths(folder: str | Path, stem: str, what: Iterable[str]) -> dict[str, Path]:
-    """Where `PoseResult.save` writes each output.
-
-    Raises:
-        UsageError: if there is no such output.
-    """
-    what = list(what)
-    if unknown := [key for key in what if key not in POSE_OUTPUTS]:
-        raise UsageError(f"save: any of {', '.join(POSE_OUTPUTS)}, not {unknown[0]!r}")
-    return {key: Path(folder, stem + POSE_OUTPUTS[key]) for key in what}
 
 
 def _between(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:

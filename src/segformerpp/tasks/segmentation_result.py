@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,24 @@ OUTPUTS = {
 }
 
 
-def output_paths(folder: str | Path, stem: str, what: Iterable[str]) -> dict[str, Path]:
-    """Where `SegmentationResult.save` writes each output.
+def output_paths(
+    folder: str | Path, stem: str, what: Iterable[str], outputs: Mapping[str, str] = OUTPUTS
+) -> dict[str, Path]:
+    """Where the `save` of a result writes each output.
+
+    Args:
+        folder: where to.
+        stem: what the names start with.
+        what: any of the outputs.
+        outputs: how the names of the files end.
 
     Raises:
         UsageError: if there is no such output.
     """
     what = list(what)
-    if unknown := [key for key in what if key not in OUTPUTS]:
-        raise UsageError(f"save: any of {', '.join(OUTPUTS)}, not {unknown[0]!r}")
-    return {key: Path(folder, stem + OUTPUTS[key]) for key in what}
+    if unknown := [key for key in what if key not in outputs]:
+        raise UsageError(f"save: any of {', '.join(outputs)}, not {unknown[0]!r}")
+    return {key: Path(folder, stem + outputs[key]) for key in what}
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
