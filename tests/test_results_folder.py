@@ -182,4 +182,5 @@ def test_labels_read_back(predictor: Predictor, files: list[ImageFile], tmp_path
     results, _ = segment(predictor, files, folder)
     for result, stem in zip(results, ("a", "sub/c"), strict=True):
         stored = np.asarray(Image.open(tmp_path / "out" / f"{stem}_labels.png"))
+        assert isinstance(result, SegmentationResult)
         np.testing.assert_array_equal(stored, result.label_map)
