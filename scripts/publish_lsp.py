@@ -28,7 +28,8 @@ images of a part of Leeds Sports Poses Extended (14 joints, one person each), wi
 
     segformerpp train --config configs/lsp-b0.yaml --root lsp --out run
 
-in several runs, one from the best weights of the other, about 2600 steps in all. Boxes are given;
+though in four runs, each from the best weights of the one before: 500 steps at 192x192 with twice
+the rate, 800 with three times, 250 with twice, and 1000 as they are now. Boxes are given;
 one scale, without the flip test, from the float16 weights that are here, in OpenVINO f32: PCK@0.1
 of the box's larger side {val:.1f} % on `val`, {test:.1f} % on `test`, PCK@0.05 there {fine:.1f} %.
 Nothing was chosen on `test`. PCK@0.1 of each joint there in percent:
@@ -37,7 +38,7 @@ Nothing was chosen on `test`. PCK@0.1 of each joint there in percent:
 |{rule}
 | {values} |
 
-Small, and trained for an hour and a half on two cores: good for trying things out. Athletes in
+Small, and trained for little more than an hour on two cores: good for trying things out. Athletes in
 unusual poses; labels by crowd workers, some of them wrong.
 """
 
