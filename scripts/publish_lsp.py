@@ -38,8 +38,8 @@ Nothing was chosen on `test`. PCK@0.1 of each joint there in percent:
 |{rule}
 | {values} |
 
-Small, and trained for little more than an hour on two cores: good for trying things out. Athletes in
-unusual poses; labels by crowd workers, some of them wrong.
+Small, and trained for little more than an hour on two cores: good for trying things out. Athletes
+in unusual poses; labels by crowd workers, some of them wrong.
 """
 
 

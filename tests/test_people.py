@@ -5,16 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from PIL import Image
 
+import segformerpp as sfpp
 from segformerpp import cli
 from segformerpp.checkpoints import save
 from segformerpp.data.skeletons import skeleton
 from segformerpp.errors import UsageError
 from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.predictor import Predictor
+from segformerpp.runtimes.graph import IMAGES
 from segformerpp.tasks.pose import codec_of, to_image
 from segformerpp.tasks.segmentation import normalise
+from tests.training.test_batches import make_camvid
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +173,18 @@ def test_commands_that_make_no_sense(
     ):
         assert cli.main([*words, *more]) == 2
         assert reason in capsys.readouterr().err
+    assert cli.main(["export", *pose[:2], "--labels", "--out", str(tmp_path / "a.onnx")]) == 2
+    assert "labels: of models that segment" in capsys.readouterr().err
+    root = make_camvid(tmp_path / "camvid", {"val": 1})
+    assert cli.main(["eval", "--data", "camvid", "--root", str(root), "--quiet", *pose]) == 2
+    assert "model: one for pose, and the dataset has masks" in capsys.readouterr().err
+
+
+def test_exported(pose_model: Segformer, tmp_path: Path) -> None:
+    """The file gives the heatmaps."""
+    exported = sfpp.export(pose_model, tmp_path / "pose.onnx", size=(64, 48), format="onnx")
+    assert exported.form.size.most == (64, 48)
+    x = np.random.default_rng(0).normal(size=(1, 3, 64, 48)).astype(np.float32)
+    [found] = InferenceSession(tmp_path / "pose.onnx").run(None, {IMAGES: x})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, pose_model(torch.from_numpy(x)).numpy(), atol=1e-4)

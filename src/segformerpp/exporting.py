@@ -93,6 +93,8 @@ def export(
         checkpoint = open_checkpoint(model, plan, offline=offline, revision=revision)
     else:
         checkpoint = Checkpoint.of_model(copy.deepcopy(model).cpu().float(), plan)
+    if labels and checkpoint.metadata.task != "segmentation":
+        raise UsageError("labels: of models that segment; those of poses give heatmaps")
     form = FileForm(
         size=_sizes(size) or Range.any_size(checkpoint),
         batch=_batches(batch),

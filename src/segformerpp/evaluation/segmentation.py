@@ -82,6 +82,8 @@ def check_classes(predictor: Predictor, classes: LabelSet) -> None:
     Raises:
         UsageError: naming both.
     """
+    if predictor.metadata.task != "segmentation":
+        raise UsageError(f"model: one for {predictor.metadata.task}, and the dataset has masks")
     own, wanted = predictor.labels, classes.labels
     if len(own) != len(wanted):
         raise UsageError(
