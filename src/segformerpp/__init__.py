@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from segformerpp.exporting import export
+    from segformerpp.integrations.transformers import accelerate, restore
     from segformerpp.merging import PRESETS, MergePlan
     from segformerpp.models import Metadata, Segformer, SegformerConfig
     from segformerpp.predictor import Predictor
@@ -32,6 +33,7 @@ _HOMES = {
         *("CheckpointError", "ImageError", "PlanError", "SegformerppError", "UsageError"),
     ),
     "segformerpp.exporting": ("export",),
+    "segformerpp.integrations.transformers": ("accelerate", "restore"),
     "segformerpp.merging": ("PRESETS", "MergePlan"),
     "segformerpp.models": ("Metadata", "Segformer", "SegformerConfig"),
     "segformerpp.predictor": ("Predictor",),
@@ -53,10 +55,12 @@ __all__ = [
     "SegmentationResult",
     "UsageError",
     "__version__",
+    "accelerate",
     "bundled",
     "export",
     "load",
     "push_to_hub",
+    "restore",
     "save",
     "save_pretrained",
 ]

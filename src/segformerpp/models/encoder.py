@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         channels, least = self.config.in_channels, self.config.min_image_size
         if x.ndim != 4 or x.shape[1] != channels:
             raise UsageError(f"images: (B, {channels}, H, W), not {tuple(x.shape)}")
-        x = _shrink(x, self.merge_plan.input_scale)
+        x = shrink(x, self.merge_plan.input_scale)
         if min(x.shape[2:]) < least:
             least = math.ceil(least / self.merge_plan.input_scale)
             raise UsageError(f"images: at least {least} pixels on each side under this plan")
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
         return outputs
 
 
-def _shrink(x: Tensor, scale: float) -> Tensor:
+def shrink(x: Tensor, scale: float) -> Tensor:
     """Resize (B, C, H, W) by nearest neighbour to `scale` times its size, rounded down."""
     for dim in (2, 3) if scale != 1 else ():
         size = x.shape[dim]

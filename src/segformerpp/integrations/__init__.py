@@ -1,0 +1,1 @@
+"""Token merging in other people's models."""
