@@ -56,8 +56,9 @@ def accelerate(model: M, merge: MergePlan | str | Path | Mapping[str, Any] = "hq
             block.attention.forward = partial(_attend, block.attention, stage_merge, position)
             block.mlp.forward = partial(_mix, block.mlp)
         stage.forward = partial(_encode, stage, scale)
-    if hasattr(network, "decode_head"):
-        network.decode_head.forward = partial(_decode, network.decode_head)
+    head: Any = getattr(network, "decode_head", None)
+    if head is not None:
+        head.forward = partial(_decode, head)
     return model
 
 
