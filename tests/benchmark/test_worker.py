@@ -1,5 +1,9 @@
 import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +43,27 @@ def test_runs_in_a_process_of_its_own(folder):
         assert 1 <= len(seconds) <= 3
         assert all(s >= 0.07 for s in seconds)
         assert len(seconds) * 0.07 >= TURN_SECONDS * 0.5
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(folder):
+    parent = f"""
+from segformerpp.benchmark.worker import Worker
+worker = Worker("made_up:sleeper", {{"seconds": 600}}, [{str(folder)!r}], warm_up=0)
+print(worker.facts["pid"], flush=True)
+worker()
+"""
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+    for _ in range(600):
+        if not Path("/proc", str(pid)).exists():
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("still running a minute after its parent")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")

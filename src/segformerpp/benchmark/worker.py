@@ -13,9 +13,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -133,7 +135,9 @@ def _serve() -> None:
     def answer(value: Mapping[str, Any]) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
-    job = json.loads(sys.stdin.readline())
+    messages: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=(messages,), daemon=True).start()
+    job = json.loads(messages.get())
     module, _, function = job["target"].partition(":")
     try:
         run, facts = getattr(importlib.import_module(module), function)(**job["arguments"])
@@ -145,11 +149,18 @@ def _serve() -> None:
         return
     answer({**facts, "peak_memory_mb": peak_memory_mb()})
     once = _time(run)
-    for _ in sys.stdin:
+    while messages.get():
         if once < TURN_SECONDS:
             run()  # the turns of the others have emptied the caches
         seconds = [_time(run) for _ in range(math.ceil(TURN_SECONDS / once))]
         answer({"seconds": seconds})
+
+
+def _listen(messages: SimpleQueue[str]) -> None:
+    """Pass on what the parent says; end with it, even in the middle of a run."""
+    for line in sys.stdin:
+        messages.put(line)
+    os._exit(0)
 
 
 def _time(run: Callable[[], object]) -> float:
