@@ -103,7 +103,7 @@ def worst_poses(
         "image": large,
         "labelled": np.array(replace(found, keypoints=truth).plot(boxes=True)),
         "found (the fainter the less sure)": np.array(found.plot(boxes=True)),
-        f"from labelled (white) to found: {right:.0%} correct": errors,
+        "from labelled (white) to found": errors,
     }
     page = _page(panels, size, title)
     entries = [
