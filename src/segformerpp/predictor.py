@@ -165,7 +165,8 @@ class Predictor:
         self._people: PeopleFinder | None = None
         if codec:
             together = self._together(codec.size)
-            self._people = PeopleFinder(self.runtime, codec, self.metadata, flip, together)
+            named = replace(self.metadata, labels=self.labels)
+            self._people = PeopleFinder(self.runtime, codec, named, flip, together)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -82,21 +82,20 @@ def describe_poses(metadata: Metadata, num_outputs: int) -> Metadata:
 
     What the model brings itself comes first. A model without names that has as many outputs as
     COCO (17), the Jump Broadcast dataset (20) or Leeds Sports Poses (14) gets the names of that
-    dataset, any other ``keypoint 0`` and so on. Lines, colours and the size that people are looked
-    at come from the dataset with these names, unless the model has them.
+    dataset. Lines, colours and the size that people are looked at come from the dataset with these
+    names, unless the model has them.
     """
-    if len(metadata.labels) == num_outputs:
-        labels = metadata.labels
+    known: Skeleton | None
+    if len(labels := metadata.labels) == num_outputs:
         known = next((s for s in _skeletons().values() if s.names == labels), Skeleton(labels))
     else:
-        unknown = Skeleton(tuple(f"keypoint {i}" for i in range(num_outputs)))
-        alike = (s for s in _skeletons().values() if len(s.names) == num_outputs)
-        known = next(alike, unknown)
-    coloured = len(metadata.palette) == num_outputs
+        known = next((s for s in _skeletons().values() if len(s.names) == num_outputs), None)
+    if known is None:
+        return metadata
     return replace(
         metadata,
         labels=known.names,
-        palette=metadata.palette if coloured else known.palette,
+        palette=metadata.palette or known.palette,
         skeleton=metadata.skeleton or known.links,
         image_size=metadata.image_size or known.size,
     )

@@ -14,8 +14,9 @@ from PIL import Image
 from segformerpp.data.images import read_image
 from segformerpp.data.poses import Person, PoseDataset, read_annotations
 from segformerpp.errors import UsageError
+from segformerpp.evaluation.names import check_names
 from segformerpp.evaluation.pictures import worst_poses
-from segformerpp.evaluation.side_by_side import Evaluation, Score, check_names, rounded
+from segformerpp.evaluation.side_by_side import Evaluation, Score, rounded
 from segformerpp.metrics.average_precision import average_precision
 from segformerpp.metrics.pose import correct, distances, pck
 from segformerpp.predictor import Predictor

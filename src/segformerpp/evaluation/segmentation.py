@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from segformerpp.data.datasets import Sample, SegmentationDataset
+from segformerpp.evaluation.names import check_names
 from segformerpp.evaluation.pictures import worst_case
-from segformerpp.evaluation.side_by_side import Evaluation, Score, check_names, rounded
+from segformerpp.evaluation.side_by_side import Evaluation, Score, rounded
 from segformerpp.evaluation.views import Views, segment
 from segformerpp.metrics.segmentation import (
     confusion,

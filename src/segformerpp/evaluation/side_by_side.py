@@ -17,9 +17,6 @@ from segformerpp.data.images import write_image
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.predictor import Predictor
 
-#: Class names may differ for so many of them: lists of a dataset's classes differ in synonyms.
-_LEAST_EQUAL = 0.8
-
 S = TypeVar("S")
 F = TypeVar("F")
 
@@ -205,44 +202,6 @@ def save_worst(
     return files
 
 
-def check_names(
-    predictor: Predictor, wanted: Sequence[str], task: str, what: str, truth: str
-) -> None:
-    """Refuse a model for another task, or for other classes or keypoints, than the dataset's.
-
-    Args:
-        predictor: with the model.
-        wanted: the names of the dataset's.
-        task: of the dataset.
-        what: ``classes`` or ``keypoints``.
-        truth: what the dataset has of each image.
-
-    Raises:
-        UsageError: naming both.
-    """
-    if predictor.metadata.task != task:
-        raise UsageError(f"model: one for {predictor.metadata.task}, and the dataset has {truth}")
-    own = predictor.labels
-    if len(own) != len(wanted):
-        raise UsageError(
-            f"model: tells {len(own)} {what} apart ({_some(own)}), the dataset {len(wanted)} "
-            f"({_some(wanted)})"
-        )
-    if not predictor.metadata.labels:
-        return
-    a, b = ([name.strip().casefold() for name in names] for names in (own, wanted))
-    different = [i for i, names in enumerate(zip(a, b, strict=True)) if names[0] != names[1]]
-    if sorted(a) == sorted(b) and different:
-        raise UsageError(
-            f"model: has the {what} of the dataset in another order: {different[0]} is "
-            f"{own[different[0]]!r}, in the dataset {wanted[different[0]]!r}"
-        )
-    if len(different) > (1 - _LEAST_EQUAL) * len(a):
-        raise UsageError(
-            f"model: tells other {what} apart ({_some(own)}) than the dataset ({_some(wanted)})"
-        )
-
-
 def rounded(value: float) -> float | None:
     """A figure as JSON has it; None for one that there is not."""
     return None if math.isnan(value) else round(float(value), 2)
@@ -261,7 +220,3 @@ def _predict(
 
 def _median(values: Sequence[float]) -> float | None:
     return None if is_meaningless(values) else statistics.median(values)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
