@@ -96,6 +96,25 @@ def accuracy(rows: list[Row]) -> Iterable[list[str]]:
             ]
 
 
+def poses(rows: list[Row]) -> Iterable[list[str]]:
+    """Every preset without retraining, and beside it a model that was trained with the plan."""
+    trained = {row["merge"]: row for row in rows if row["trained_with"] != "none"}
+    header = ["plan", "PCK@0.1", "lost", "PCK@0.05", "keypoints as under `none`", "speed-up"]
+    yield header + ["trained with the plan: PCK@0.1", "PCK@0.05"] * bool(trained)
+    first, *_ = found = [row for row in rows if row["trained_with"] == "none"]
+    for row in found:
+        cells = [
+            *(f"`{row['merge']}`", f"{row['pck_0.1']:.2f}"),
+            *(f"{first['pck_0.1'] - row['pck_0.1']:.2f}", f"{row['pck_0.05']:.2f}"),
+            f"{row['agreement']:.2f} %",
+            "withheld" if row["speed_up"] is None else f"{row['speed_up']:.2f}",
+        ]
+        if trained:
+            other = trained.get(row["merge"])
+            cells += [f"{other[key]:.2f}" if other else "" for key in ("pck_0.1", "pck_0.05")]
+        yield cells
+
+
 def training(rows: list[Row]) -> Iterable[list[str]]:
     """Step time and peak memory, and in brackets the share of the peer's."""
     plans = list(dict.fromkeys(row["merge"] for row in rows if row["merge"] != "transformers"))
@@ -117,6 +136,7 @@ TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "bench": bench,
     "int8": int8,
     "accuracy": accuracy,
+    "poses": poses,
     "training": training,
 }
 

@@ -14,9 +14,10 @@ from segformerpp.checkpoints import save
 from segformerpp.data.skeletons import skeleton
 from segformerpp.errors import UsageError
 from segformerpp.models import Metadata, Segformer, SegformerConfig
+from segformerpp.people import checked_boxes
 from segformerpp.predictor import Predictor
 from segformerpp.runtimes.graph import IMAGES
-from segformerpp.tasks.pose import codec_of, to_image
+from segformerpp.tasks.pose import PoseCodec, codec_of, to_image
 from segformerpp.tasks.segmentation import normalise
 from tests.training.test_batches import make_camvid
 
@@ -69,8 +70,7 @@ def test_flipping_twice_is_the_mean(pose_model: Segformer, picture: np.ndarray) 
     half = picture[:, :60]
     symmetric = np.concatenate((half, half[:, ::-1]), axis=1)
     predict = Predictor(pose_model, runtime="torch", flip=True)
-    # Boxes are of pixel centres: symmetric about 59.5.
-    points = predict(symmetric, boxes=[(-0.5, -0.5, 120, 90)]).keypoints[0]
+    points = predict(symmetric).keypoints[0]
     mirrored = points[list(skeleton("lsp").mirror)]
     np.testing.assert_allclose(points[:, 2], mirrored[:, 2], atol=1e-4)
 
@@ -78,10 +78,52 @@ def test_flipping_twice_is_the_mean(pose_model: Segformer, picture: np.ndarray) 
 def test_the_whole_image_is_the_default(pose_model: Segformer, picture: np.ndarray) -> None:
     predict = Predictor(pose_model, runtime="torch")
     whole = predict(picture, boxes="image")
-    assert whole.boxes.tolist() == [[0, 0, 120, 90]]
+    assert whole.boxes.tolist() == [[-0.5, -0.5, 120, 90]]
     np.testing.assert_array_equal(predict(picture, boxes=whole.boxes).keypoints, whole.keypoints)
     [streamed] = predict.stream([picture], boxes=lambda _: "image")
     np.testing.assert_array_equal(streamed.keypoints, whole.keypoints)
+
+
+@pytest.mark.parametrize("size", [(90, 120), (91, 64), (1, 7)])
+def test_the_whole_image_is_as_large_as_its_mirror_image(size: tuple[int, int]) -> None:
+    """Its middle is that of the input, in pixel centres: 59.5 of 120 pixels is 23.5 of 48."""
+    height, width = size
+    codec = PoseCodec((64, 48))
+    [box] = checked_boxes("image", np.zeros((*size, 3), np.uint8))
+    transform = codec.transform(box)
+    middle = transform[:, :2] @ ((width - 1) / 2, (height - 1) / 2) + transform[:, 2]
+    np.testing.assert_allclose(middle, (23.5, 31.5))
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    mirrored = codec.crop(np.ascontiguousarray(image[:, ::-1]), transform)[:, ::-1]
+    # OpenCV rounds positions to 1/32 of a pixel, in the mirror to the other side.
+    difference = np.abs(mirrored.astype(int) - codec.crop(image, transform))
+    assert difference.max() <= 2 * 255 / 32 + 1
+
+
+def test_where_the_image_ends(pose_model: Segformer, picture: np.ndarray) -> None:
+    """Half a pixel before the centre of the first pixel, and after that of the last."""
+    predict = Predictor(pose_model, runtime="torch")
+    boxes = [(-10.5, 0, 10, 9), (-10.4, 0, 10, 9), (119.5, 0, 9, 9), (119.4, 0, 9, 9)]
+    confidences = predict(picture, boxes=boxes).keypoints[..., 2]
+    assert (confidences == 0).all(axis=1).tolist() == [True, False, True, False]
+
+
+def test_a_detector_says_where_people_are(pose_model: Segformer, picture: np.ndarray) -> None:
+    """Unless boxes are given; it sees the image as it was read."""
+    seen: list[np.ndarray] = []
+
+    def detect(image: np.ndarray) -> list[tuple[float, ...]]:
+        seen.append(image)
+        return BOXES[:2]
+
+    predict = Predictor(pose_model, runtime="torch", detector=detect)
+    expected = Predictor(pose_model, runtime="torch")(picture, boxes=BOXES[:2])
+    for result in (predict(picture), *predict.stream([picture, Image.fromarray(picture)])):
+        np.testing.assert_array_equal(result.keypoints, expected.keypoints)
+    assert len(seen) == 3
+    assert all(np.array_equal(image, picture) for image in seen)
+    assert predict(picture, boxes=[]).keypoints.shape == (0, 14, 3)
+    assert len(seen) == 3
 
 
 def test_nobody_and_people_outside(pose_model: Segformer, picture: np.ndarray) -> None:
@@ -163,13 +205,20 @@ def test_commands_that_make_no_sense(
     save(pose_model, tmp_path / "pose.safetensors")
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     (tmp_path / "boxes.txt").write_text("a.png 0 0 10 10\n")
+    (tmp_path / "others.txt").write_text("b.png 0 0 10 10\n")
     words = ["predict", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--quiet"]
     pose = ["--model", str(tmp_path / "pose.safetensors"), "--runtime", "torch"]
     for more, reason in (
         ([*pose, "--save", "labels"], "save: any of keypoints, overlay, not 'labels'"),
         (["--boxes", str(tmp_path / "boxes.txt")], "boxes: for models of poses"),
         ([*pose, "--boxes", str(tmp_path / "none.txt")], "boxes: "),
+        ([*pose, "--boxes", str(tmp_path / "others.txt")], "boxes: of none of the 1 images"),
         (["--flip"], "flip: for models of poses"),
+        (["--detector", "x"], "detector: for models of poses, and camvid-b0 is one of segment"),
+        ([*pose, "--boxes", str(tmp_path / "boxes.txt"), "--detector", "x"], "not both"),
+        ([*pose, "--task", "segmentation"], "task: segmentation, and "),
+        (["--task", "pose", "--model", "camvid-b0"], "camvid-b0 is a model for segmentation"),
+        (["--task", "faces"], "task: segmentation or pose, not 'faces'"),
     ):
         assert cli.main([*words, *more]) == 2
         assert reason in capsys.readouterr().err
@@ -178,6 +227,16 @@ def test_commands_that_make_no_sense(
     root = make_camvid(tmp_path / "camvid", {"val": 1})
     assert cli.main(["eval", "--data", "camvid", "--root", str(root), "--quiet", *pose]) == 2
     assert "model: one for pose, and the dataset has masks" in capsys.readouterr().err
+
+
+def test_the_task_chooses_the_model(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 60)).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "--task", "pose", "--quiet", "--runtime", "torch"]
+    words += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "rows.json")]
+    assert cli.main(words) == 0
+    [row] = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["model"], row["task"]) == ("lsp-b0", "pose")
+    assert (tmp_path / "out/a_keypoints.json").is_file()
 
 
 def test_exported(pose_model: Segformer, tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ class PeopleFinder:
             seconds += passed
             for i, points in enumerate(self.codec.decode(heatmaps)):
                 found[first + i] = to_image(points, transforms[i])
+        height, width = image.shape[:2]
         low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-        outside = (high <= 0).any(axis=1) | (low >= (image.shape[1], image.shape[0])).any(axis=1)
+        outside = (high <= -0.5).any(axis=1) | (low >= (width - 0.5, height - 0.5)).any(axis=1)
         found[outside, :, 2] = 0
         return found, seconds
 
@@ -78,6 +79,9 @@ class PeopleFinder:
 def checked_boxes(boxes: Boxes, image: np.ndarray) -> np.ndarray:
     """Take boxes as (P, 4) float64.
 
+    The whole image begins half a pixel before the centre of its first one: its box and that of its
+    mirror image are mirror images.
+
     Raises:
         UsageError: if one of them is none; see `checked_box`.
     """
@@ -86,7 +90,7 @@ def checked_boxes(boxes: Boxes, image: np.ndarray) -> np.ndarray:
             raise UsageError(
                 f"boxes: x, y, width, height of each person, or 'image', not {boxes!r}"
             )
-        return np.array([[0, 0, image.shape[1], image.shape[0]]], np.float64)
+        return np.array([[-0.5, -0.5, image.shape[1], image.shape[0]]], np.float64)
     try:
         people = list(boxes)
     except TypeError:

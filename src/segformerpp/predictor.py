@@ -23,6 +23,7 @@ from segformerpp.checkpoints import Checkpoint
 from segformerpp.data.behind import run_ahead, run_behind
 from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
 from segformerpp.data.labels import describe
+from segformerpp.data.skeletons import describe_poses
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.people import Boxes, PeopleFinder, checked_boxes
@@ -74,6 +75,9 @@ class Predictor:
             and pixel).
         flip: for poses: whether to look at everyone in a mirror too, and take the mean: a little
             better, in twice the time.
+        detector: for poses: finds the people in an image (H, W, 3) uint8 for which no boxes are
+            given, such as a `PersonDetector`; called in several threads. None for one person who
+            fills the image.
         calibrate: a folder with some images like those to come, for the precision ``int8``;
             needed once for each model and plan.
         offline: whether to take models from the local cache only.
@@ -108,6 +112,7 @@ class Predictor:
         batch: int = 1,
         probabilities: bool = False,
         flip: bool = False,
+        detector: Callable[[np.ndarray], Boxes] | None = None,
         calibrate: str | Path | None = None,
         offline: bool = False,
         revision: str | None = None,
@@ -120,7 +125,9 @@ class Predictor:
 
         self._name = str(model) if isinstance(model, str | Path) else network.metadata.source
         self.metadata, self.merge_plan = network.metadata, network.merge_plan
-        classes = describe(network.metadata, network.config.num_outputs)
+        if self.metadata.task == "pose":
+            self.metadata = describe_poses(self.metadata, network.config.num_outputs)
+        classes = describe(self.metadata, network.config.num_outputs)
         self.labels, self.palette = classes.labels, classes.palette
         scale = self.merge_plan.input_scale
         self._least = math.ceil(network.config.min_image_size / scale)
@@ -151,12 +158,15 @@ class Predictor:
             raise UsageError("overlap: only where there are tiles")
         self._probabilities = probabilities
         codec = self._codec(network, tile, flip)
+        if detector and not codec:
+            raise UsageError("detector: for models of poses")
+        self._detect = detector or (lambda _: "image")
         self.runtime = runtimes.create(network, runtime, precision, device, threads, images)
         self._people: PeopleFinder | None = None
         if codec:
-            self.metadata = replace(self.metadata, labels=self.labels)
             together = self._together(codec.size)
-            self._people = PeopleFinder(self.runtime, codec, self.metadata, flip, together)
+            named = replace(self.metadata, labels=self.labels)
+            self._people = PeopleFinder(self.runtime, codec, named, flip, together)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -185,8 +195,9 @@ class Predictor:
 
         Args:
             image: a path, a PIL image, or an array as `read_image` takes it.
-            boxes: for poses: x, y, width, height of each person in image pixels; ``"image"``, or
-                none, for one person who fills the image.
+            boxes: for poses: x, y, width, height of each person in image pixels; ``"image"`` for
+                one person who fills the image; None for what the detector finds, without one the
+                same as ``"image"``.
 
         Returns:
             A `PoseResult` from a model for poses, else a `SegmentationResult`.
@@ -197,7 +208,7 @@ class Predictor:
         """
         if boxes is not None and self._people is None:
             raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
-        prepared = self._prepare(image, boxes="image" if boxes is None else boxes)
+        prepared = self._prepare(image, boxes=boxes)
         outcome = prepared if isinstance(prepared, Failure) else self._run([prepared])[0]()
         if isinstance(outcome, Failure):
             raise outcome.error
@@ -270,7 +281,8 @@ class Predictor:
                 and why; the image is left out of the results. Without it the error is raised,
                 after the results of the images before.
             boxes: for poses: gives the people in an image, as for a single call; called in other
-                threads. None for one person who fills each image.
+                threads. None for what the detector finds, without one for one person who fills
+                each image.
 
         Raises:
             ImageError: if an image comes to nothing and there is no `on_error`.
@@ -280,13 +292,13 @@ class Predictor:
             raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
         if isinstance(images, str | Path):
             raise UsageError(f"images: many of them, such as a list of paths, not {str(images)!r}")
-        return self._stream(images, on_error, boxes or (lambda _: "image"))
+        return self._stream(images, on_error, boxes or (lambda _: None))
 
     def _stream(
         self,
         images: Iterable[ImageSource],
         on_error: Callable[[ImageSource, ImageError], None] | None,
-        boxes: Callable[[ImageSource], Boxes],
+        boxes: Callable[[ImageSource], Boxes | None],
     ) -> Iterator[Any]:
         def prepare(source: ImageSource) -> Prepared | Failure:
             return self._prepare(source, boxes=boxes(source))
@@ -315,20 +327,19 @@ class Predictor:
             raise UsageError("probabilities: of models that segment")
         if self.merge_plan.input_scale != 1:
             raise UsageError("merge: plans that shrink the image are for models that segment")
-        codec = codec_of(
-            replace(network.metadata, image_size=self._size or self.metadata.image_size)
-        )
+        codec = codec_of(replace(self.metadata, image_size=self._size or self.metadata.image_size))
         if min(codec.size) < self._least:
             raise UsageError(f"size: at least {self._least} pixels on each side")
         return codec
 
     def _prepare(
-        self, source: ImageSource, size: Size | None = None, boxes: Boxes = "image"
+        self, source: ImageSource, size: Size | None = None, boxes: Boxes | None = None
     ) -> Prepared | Failure:
         try:
             image = read_image(source)
             if self._people:
-                return Prepared(source, image, image, None, checked_boxes(boxes, image))
+                people = checked_boxes(self._detect(image) if boxes is None else boxes, image)
+                return Prepared(source, image, image, None, people)
             fitted = segmentation.fit(image, size or self._size, self._least)
             tiled = self._tiling is not None and self._tiling.takes(fitted.shape[:2])
             x = None if tiled else segmentation.normalise(fitted, self.metadata)

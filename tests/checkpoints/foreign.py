@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segformerpp.checkpoints.layouts import (
     HUGGINGFACE,
     HUGGINGFACE_5,
+    MMPOSE,
     MMSEGMENTATION,
     NVLABS,
     SEGFORMERPP,
@@ -20,7 +21,7 @@ from segformerpp.checkpoints.layouts import (
 from segformerpp.checkpoints.renaming import Renaming
 from segformerpp.models import Segformer, SegformerConfig
 
-FOREIGN = [HUGGINGFACE, HUGGINGFACE_5, MMSEGMENTATION, NVLABS]
+FOREIGN = [HUGGINGFACE, HUGGINGFACE_5, MMSEGMENTATION, MMPOSE, NVLABS]
 LAYOUTS = [SEGFORMERPP, *FOREIGN]
 
 
@@ -30,7 +31,7 @@ def trained(layout: Layout = SEGFORMERPP, **changes: Any) -> Segformer:
         "depths": (1, 1, 2, 1),
         "dims": (8, 16, 40, 64),
         "head_dim": 16,
-        "head_kind": "conv" if layout is MMSEGMENTATION else "linear",
+        "head_kind": "conv" if layout in (MMSEGMENTATION, MMPOSE) else "linear",
         "num_outputs": 4,
         "norm_eps": layout.norm_eps,
         "embed_norm_eps": layout.embed_norm_eps,

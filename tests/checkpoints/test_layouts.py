@@ -7,15 +7,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from segformerpp import Predictor
 from segformerpp.checkpoints import load
 from segformerpp.checkpoints.layouts import (
     HUGGINGFACE,
+    MMPOSE,
     MMSEGMENTATION,
     NVLABS,
     SEGFORMERPP,
     Layout,
 )
 from segformerpp.checkpoints.loading import fit
+from segformerpp.data.skeletons import skeleton
 from segformerpp.errors import CheckpointError, UsageError
 from segformerpp.models import SIZES, Metadata
 from tests.checkpoints.foreign import FOREIGN, LAYOUTS, encoder, state, trained
@@ -237,6 +240,50 @@ def test_channels_that_the_usual_heads_do_not_divide_need_a_config_json(tmp_path
     torch.save(model.state_dict(), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="attention heads"):
         load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "known", "size"),
+    [(17, "coco", (384, 288)), (20, "jbd", (640, 480)), (14, "lsp", None), (5, "", None)],
+)
+def test_poses_without_metadata(
+    outputs: int, known: str, size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    """What the number of keypoints tells, as published models have it; sizes may be given."""
+    path = tmp_path / "pose.pth"
+    torch.save({"state_dict": state(trained(MMPOSE, num_outputs=outputs), MMPOSE)}, path)
+    data = load(path).metadata
+    assert (data.task, data.sigma, data.coding, data.labels) == ("pose", 3.0, "udp", ())
+    names = skeleton(known).names if known else tuple(f"keypoint {i}" for i in range(outputs))
+    image = np.zeros((90, 70, 3), np.uint8)
+    if size is None:
+        with pytest.raises(UsageError, match="which size of input it was trained with; give a"):
+            Predictor(path, runtime="torch")
+    else:
+        predict = Predictor(path, runtime="torch")
+        assert predict.metadata.image_size == size
+        assert predict.metadata.skeleton == skeleton(known).links
+    predict = Predictor(path, runtime="torch", size=(64, 48))
+    assert predict.labels == names
+    assert predict(image, boxes="image").keypoints.shape == (1, outputs, 3)
+
+
+def test_keypoint_names_of_mmpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where training left them; the only class, which is a person, names no output."""
+    known = {0: "tip", 1: "left_base", 2: "right_base", 3: "tail"}
+    about = {"keypoint_id2name": known, "classes": ["person"], "palette": [[1, 2, 3]]}
+    contents = {"meta": {"dataset_meta": about}, "state_dict": state(trained(MMPOSE), MMPOSE)}
+    torch.save(contents, tmp_path / "pose.pth")
+    with caplog.at_level(logging.WARNING):
+        data = load(tmp_path / "pose.pth").metadata
+    assert (data.task, data.labels, data.palette) == ("pose", tuple(known.values()), ())
+    assert caplog.text == ""
+
+
+def test_other_models_stay_what_they_are(tmp_path: Path) -> None:
+    torch.save(state(trained(MMSEGMENTATION), MMSEGMENTATION), tmp_path / "a.pth")
+    torch.save(encoder(trained(MMPOSE), MMPOSE), tmp_path / "b.pth")
+    assert {load(tmp_path / f"{name}.pth").metadata.task for name in "ab"} == {"segmentation"}
 
 
 def test_tables_give_no_two_tensors_one_name() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from segformerpp import Predictor, cli
-from segformerpp.cli.eval import headings
+from segformerpp.cli.eval_tables import headings
 from tests.training.test_batches import make_camvid
 
 Captured = pytest.CaptureFixture[str]
@@ -61,7 +61,7 @@ def test_broken_images(root: Path, tmp_path: Path, capsys: Captured) -> None:
     ("options", "reason"),
     [
         (["--split", "foo"], "split: 'foo' is not there"),
-        (["--data", "foo"], "data: one of camvid, cityscapes, ade20k, folder, not 'foo'"),
+        (["--data", "foo"], "data: one of camvid, cityscapes, ade20k, folder, coco, not 'foo'"),
         (["--root", ""], "root: the folder with the dataset is needed"),
         (["--root", "/nowhere"], "root: there is no folder '/nowhere'"),
         (["--merge", "none,bad"], "bad"),

@@ -12,10 +12,12 @@ import torch
 from segformerpp.checkpoints import load
 from segformerpp.data.poses import open_poses
 from segformerpp.data.skeletons import Skeleton, skeleton
+from segformerpp.models import Metadata
 from segformerpp.tasks.pose import PoseCodec
 from segformerpp.training.losses import heatmap_loss
 from segformerpp.training.people import PoseAugmentation
 from segformerpp.training.run import train
+from segformerpp.training.samples import PoseSamples
 from segformerpp.training.settings import TrainSettings
 from tests.data.test_poses import make_people
 
@@ -134,6 +136,19 @@ def test_keypoints_stay_with_their_image(tmp_path: Path, half_body: float) -> No
             assert abs(red - blue) > 100
             mirrored += (i == 0) != (red > blue)
     assert 10 < mirrored < 60
+
+
+def test_a_box_outside_the_image_teaches_nothing(tmp_path: Path) -> None:
+    dataset = open_poses(make_people(tmp_path, "train", 1), "train")
+    away = replace(dataset.people[0], box=np.array([900.0, 900, 20, 20]))
+    dataset = replace(dataset, people=(away,))
+    codec = PoseCodec((64, 48))
+    augmentation = PoseAugmentation(codec, dataset.skeleton, half_body=0, colour=0)
+    samples = PoseSamples(dataset, augmentation, codec, Metadata(task="pose"))
+    image, heatmaps, weights = samples.draw(0, np.random.default_rng(0))
+    assert np.isfinite(image).all()
+    assert not heatmaps.any()
+    assert not weights.any()
 
 
 def test_half_bodies(tmp_path: Path) -> None:

@@ -157,13 +157,16 @@ def _from_config(config: Mapping[str, Any], name: str) -> Description:
 
 
 def _from_training(beside: Mapping[str, Any]) -> Metadata:
-    """Class names and colours, where mmsegmentation left them in a training checkpoint."""
+    """Names and colours, where mmsegmentation or mmpose left them in a training checkpoint."""
     meta = beside.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     info = meta.get("dataset_meta")
     info = info if isinstance(info, dict) else meta
     labels, palette = (info.get(k, info.get(k.upper())) for k in ("classes", "palette"))
     metadata = Metadata()
+    keypoints = info.get("keypoint_id2name")
+    if isinstance(keypoints, dict) and [*keypoints] == [*range(len(keypoints))]:
+        labels, palette = [*keypoints.values()], None  # the only class is a person
     if isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels):
         metadata = replace(metadata, labels=tuple(labels))
     if isinstance(palette, list | tuple) and all(_is_colour(colour) for colour in palette):

@@ -9,7 +9,7 @@ in `_{p}` the parameter's name follows an underscore, else `.weight` and the lik
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Layout:
         fuse_reversed: whether the fuse convolution reads the stages in the order 4..1.
         linear_scales: whether the head's layer of each scale is stored as a matrix (D, C).
         ignored: beginnings of the names of tensors beside the network that are passed over.
+        task: what its whole models are for.
+        sigma: of the heatmaps that its pose models were trained with; see `Metadata`.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Layout:
     fuse_reversed: bool = False
     linear_scales: bool = False
     ignored: tuple[str, ...] = ()
+    task: str = "segmentation"
+    sigma: float = 2.0
 
 
 _MODULES = [
@@ -183,5 +187,23 @@ MMSEGMENTATION = Layout(
     ignored=("head.", "auxiliary_head.", "data_preprocessor."),
 )
 
-#: All layouts that are recognised. To add one, add its table here.
-LAYOUTS = (SEGFORMERPP, HUGGINGFACE, HUGGINGFACE_5, MMSEGMENTATION, NVLABS)
+# The poses of SegFormer++: a model of mmpose around mmsegmentation's encoder, whose head gives
+# heatmaps.
+MMPOSE = replace(
+    MMSEGMENTATION,
+    name="mmpose",
+    head={
+        "scales.{s}": "head.convs.{s}.conv",
+        "scale_norms.{s}": "head.convs.{s}.bn",
+        "fuse": "head.fusion_conv.conv",
+        "fuse_norm": "head.fusion_conv.bn",
+        "classifier": "head.final_layer",
+    },
+    ignored=("data_preprocessor.",),
+    task="pose",
+    sigma=3.0,
+)
+
+#: All layouts that are recognised. To add one, add its table here. An encoder alone, which has the
+#: same names in several, is taken for the first of them.
+LAYOUTS = (SEGFORMERPP, HUGGINGFACE, HUGGINGFACE_5, MMSEGMENTATION, MMPOSE, NVLABS)

@@ -147,6 +147,9 @@ def fit(
             license=metadata.license,
         )
     else:
+        layout = renaming.layout
+        if layout.task == "pose" != metadata.task:
+            metadata = replace(metadata, task=layout.task, sigma=layout.sigma)
         counters = (name for name in network.state_dict() if name.endswith(COUNTER))
         ours |= {name: torch.tensor(0) for name in counters}
     network.load_state_dict(ours, strict=not fresh, assign=True)

@@ -9,6 +9,9 @@ from segformerpp.errors import UsageError
 
 SUCCESS, SOME_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
+#: The bundled model of each task.
+DEFAULT_MODELS = {"segmentation": "camvid-b0", "pose": "lsp-b0"}
+
 
 def parse_overlap(text: str) -> int | tuple[int, int]:
     """Read one number, or height x width."""
@@ -37,6 +40,14 @@ def parse_items(key: str, text: str, separator: str = ",") -> list[str]:
     if not found:
         raise UsageError(f"{key}: one or more, with {separator} between, not {text!r}")
     return found
+
+
+def parse_numbers(key: str, text: str) -> tuple[float, ...]:
+    """Read one or more numbers with commas between; `key` names the option in errors."""
+    try:
+        return tuple(map(float, parse_items(key, text)))
+    except ValueError:
+        raise UsageError(f"{key}: numbers with commas between, not {text!r}") from None
 
 
 def parse_plans(text: str) -> list[str]:

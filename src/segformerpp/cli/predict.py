@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING
 
 from segformerpp.arguments import parse_size, parse_time
+from segformerpp.cli.images import predict_images
 from segformerpp.cli.options import (
+    DEFAULT_MODELS,
     INTERRUPTED,
-    SOME_FAILED,
     SUCCESS,
     parse_overlap,
     parse_tile,
     say,
 )
 from segformerpp.cli.videos import predict_videos
-from segformerpp.errors import ImageError, UsageError
-from segformerpp.terminal import Progress, complain
+from segformerpp.errors import UsageError
 
 if TYPE_CHECKING:
-    from segformerpp.data.boxes import BoxesByName
     from segformerpp.predictor import Predictor
-    from segformerpp.results_folder import ResultsFolder
 
 
 def predict(
     sources: list[str],
-    model: str = "camvid-b0",
+    task: str | None = None,
+    model: str | None = None,
     merge: str | None = None,
     runtime: str = "auto",
     precision: str = "auto",
@@ -48,6 +45,8 @@ def predict(
     stride: int = 1,
     reconnect: float = 30.0,
     boxes: str | None = None,
+    detector: str | None = None,
+    detector_threshold: float = 0.5,
     flip: bool = False,
     calibrate: str | None = None,
     resume: bool = False,
@@ -66,7 +65,8 @@ def predict(
     frames that come faster than the network are dropped.
 
     With a model for poses images get NAME_keypoints.json (COCO's results) and NAME_overlay.png.
-    Each image is taken for one person who fills it, unless --boxes says where people are.
+    Each image is taken for one person who fills it, unless --boxes says where people are, or
+    --detector names what finds them.
 
     Examples:
       segformerpp predict street.jpg
@@ -77,7 +77,9 @@ def predict(
       segformerpp predict drive.mp4 --start 1:30 --end 2:00
       segformerpp predict rtsp://camera.local/stream --end 60
       segformerpp predict 0 --json frames.jsonl
-      segformerpp predict photos/ --model lsp-b0 --boxes people.json
+      segformerpp predict jump.jpg --task pose
+      segformerpp predict photos/ --task pose --boxes people.json
+      segformerpp predict photos/ walk.mp4 --task pose --detector hustvl/yolos-tiny
       segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
 
     Exit code:
@@ -88,8 +90,9 @@ def predict(
         sources: images, folders (with all below them but links to folders), patterns in quotes,
             or .txt files with one path per line; video files, patterns that end like them, such as
             "*.mp4", addresses (rtsp://, http:// and the like), and numbers of cameras
+        task: segmentation or pose: what the model must be for (default: whatever it is for)
         model: a bundled model (see `segformerpp models`), a weights file, a folder, or a model
-            on the Hugging Face hub
+            on the Hugging Face hub (default: camvid-b0; lsp-b0 for --task pose)
         merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
             string (default: as saved with the model, else none)
         runtime: what executes the network: openvino, the fastest on a processor; torch;
@@ -101,7 +104,8 @@ def predict(
             PyTorch has, else the processor
         threads: processor threads for the network (default: what the runtime chooses)
         size: height and width that the network sees, such as 512x1024; results have the image's
-            own size in any case (default: the image's own)
+            own size in any case (default: the image's own; for poses, of whom it is the size of a
+            person, what the model was trained with)
         tile: height and width of overlapping windows that larger images go through the network
             in, such as 1024x1024; or auto (only where memory demands it) or none (never)
         overlap: pixels that neighbouring windows share at least, such as 256, or 128x256 for
@@ -120,6 +124,9 @@ def predict(
         reconnect: for how many seconds to look for a live source that was lost
         boxes: for poses: where people are, as COCO's JSON, or as a text file with a line for each:
             the image's name, x, y, width, height; images that are not in it have nobody
+        detector: for poses: what finds people, in videos in every frame: an object detector of
+            transformers (needs segformerpp[hf]) that knows persons, as a folder or on the hub
+        detector_threshold: how sure it has to be of a person, 0 to 1
         flip: for poses: look at everyone in a mirror too, and take the mean
         calibrate: folder with some of your images, for --precision int8; needed once for each model
             and plan
@@ -133,13 +140,20 @@ def predict(
     from segformerpp.data.boxes import read_boxes
     from segformerpp.data.video_sources import split_sources
     from segformerpp.results_folder import ResultsFolder
+    from segformerpp.tasks.pose_result import POSE_OUTPUTS
     from segformerpp.tasks.segmentation_result import OUTPUTS
     from segformerpp.videos_folder import Selection, VideosFolder
 
     network_size = None if size is None else parse_size("size", size)
     tiles = parse_tile(tile)
     overlaps = None if overlap is None else parse_overlap(overlap)
-    outputs = _outputs(model, offline, revision)
+    if task not in (None, *DEFAULT_MODELS):
+        raise UsageError(f"task: {' or '.join(DEFAULT_MODELS)}, not {task!r}")
+    name = model or DEFAULT_MODELS[task or "segmentation"]
+    found = _task(name, offline, revision)
+    if task not in (None, found):
+        raise UsageError(f"task: {task}, and {name} is a model for {found}")
+    outputs = POSE_OUTPUTS if found == "pose" else OUTPUTS
     what = [*outputs][:2] if save is None else re.split(r"\s*,\s*", save.strip())
     people = None if boxes is None else read_boxes(boxes)
     selection = Selection(
@@ -150,10 +164,13 @@ def predict(
     )
     clips = VideosFolder(out, what, json, outputs)
     given, videos = split_sources(sources, clips.outputs)
-    if people is not None and outputs is OUTPUTS:
-        raise UsageError(f"boxes: for models of poses, and {model} is one of segmentation")
-    if people is not None and videos:
-        raise UsageError("boxes: for images; in videos one person fills the frame")
+    if (boxes or detector) and found != "pose":
+        option = "boxes" if boxes else "detector"
+        raise UsageError(f"{option}: for models of poses, and {name} is one of segmentation")
+    if boxes and detector:
+        raise UsageError("boxes: given, or found by a detector; not both")
+    if boxes and videos:
+        raise UsageError("boxes: for images; in videos a --detector finds people")
     if given and videos and json:
         raise UsageError("json: for images or for videos, not both; work on them in two runs")
     if videos:
@@ -163,8 +180,13 @@ def predict(
     def predictor() -> Predictor:
         from segformerpp.predictor import Predictor
 
+        finder = None
+        if detector:
+            from segformerpp.integrations.detection import PersonDetector
+
+            finder = PersonDetector(detector, detector_threshold, device, offline)
         return Predictor(
-            model,
+            name,
             merge=merge,
             runtime=runtime,
             precision=precision,
@@ -176,6 +198,7 @@ def predict(
             batch=batch,
             probabilities="probs" in what and bool(given),
             flip=flip,
+            detector=finder,
             calibrate=calibrate,
             offline=offline,
             revision=revision,
@@ -184,7 +207,7 @@ def predict(
     code = SUCCESS
     if given:
         folder = ResultsFolder(out, what, json, resume, outputs)
-        code = _predict_images(predictor, given, folder, people, quiet)
+        code = predict_images(predictor, given, folder, people, quiet)
     if not videos or code == INTERRUPTED:
         return code
     todo = [video for video in videos if not (resume and clips.is_done(video))]
@@ -194,69 +217,11 @@ def predict(
     return max(code, predict_videos(predictor(), todo, clips, selection, quiet))
 
 
-def _outputs(model: str, offline: bool, revision: str | None) -> Mapping[str, str]:
-    """What can be written of an image; depends on what the model is for."""
-    from segformerpp.tasks.pose_result import POSE_OUTPUTS
-    from segformerpp.tasks.segmentation_result import OUTPUTS
-
-    if model == "camvid-b0":
-        return OUTPUTS
+def _task(model: str, offline: bool, revision: str | None) -> str:
+    """What a model is for."""
+    for task, bundled in DEFAULT_MODELS.items():
+        if model == bundled:
+            return task
     from segformerpp.checkpoints import open_checkpoint
 
-    task = open_checkpoint(model, offline=offline, revision=revision).metadata.task
-    return POSE_OUTPUTS if task == "pose" else OUTPUTS
-
-
-def _predict_images(
-    make_predictor: Callable[[], Predictor],
-    sources: list[str],
-    folder: ResultsFolder,
-    people: BoxesByName | None,
-    quiet: bool,
-) -> int:
-    from segformerpp.data.files import find_images
-    from segformerpp.results_folder import segment_files
-
-    files = find_images(sources, skip=folder.folder, outputs=folder.outputs)
-    todo = folder.missing(files)
-    if not todo:
-        say(f"nothing to do: all {len(files)} images are done; results in {folder.folder}", quiet)
-        return SUCCESS
-    with Progress(len(todo), "predicting", shown=not quiet) as progress:
-        predictor = make_predictor()
-        seconds: list[float] = []
-        failures = 0
-
-        def fail(error: ImageError) -> None:
-            nonlocal failures
-            failures += 1
-            complain(f"failed: {error}")
-            progress.advance()
-
-        try:
-            for result in segment_files(predictor, todo, folder, fail, people):
-                seconds.append(result.network_seconds)
-                progress.advance()
-        except KeyboardInterrupt:
-            complain(
-                f"interrupted: {len(seconds)} of {len(todo)} images done; the same command with "
-                f"--resume goes on from there"
-            )
-            return INTERRUPTED
-        finally:
-            folder.write_report(files)
-
-    used = predictor.facts
-    report = f"{len(seconds)} of {len(files)} images done"
-    if skipped := len(files) - len(todo):
-        report += f", {skipped} done before"
-    if failures:
-        report += f", {failures} failed"
-    report += f"; results in {folder.folder}"
-    if seconds:
-        report += (
-            f"; the network took {1000 * statistics.median(seconds):.0f} ms per image (merge "
-            f"{used['merge']}, {used['runtime']} {used['precision']} on {used['device']})"
-        )
-    say(report, quiet)
-    return SOME_FAILED if failures else SUCCESS
+    return open_checkpoint(model, offline=offline, revision=revision).metadata.task

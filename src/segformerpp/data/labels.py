@@ -50,20 +50,21 @@ def describe(metadata: Metadata, num_outputs: int) -> LabelSet:
 
     What the model brings itself comes first. A model without names that has as many outputs as
     Cityscapes (19) or ADE20K (150), as published checkpoints do, gets the names of that dataset;
-    any other ``class 0``, ``class 1`` and so on. Names without colours get those of the dataset
-    that has as many classes and at least 80 % of their names, whatever their case, else
-    generated ones.
+    any other ``class 0``, ``class 1`` and so on, or ``keypoint 0`` for poses. Names without colours
+    get those of the dataset that has as many classes and at least 80 % of their names, whatever
+    their case, else generated ones.
     """
     published = next(
         (s for s in _label_sets().values() if s.published and len(s.labels) == num_outputs),
         None,
     )
+    poses = metadata.task == "pose"
     if len(metadata.labels) == num_outputs:
         labels = metadata.labels
-    elif published:
+    elif published and not poses:
         labels = published.labels
     else:
-        labels = tuple(f"class {i}" for i in range(num_outputs))
+        labels = tuple(f"{'keypoint' if poses else 'class'} {i}" for i in range(num_outputs))
     if len(metadata.palette) == num_outputs:
         return LabelSet(labels, metadata.palette)
     for known in _label_sets().values():

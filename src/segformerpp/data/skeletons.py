@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 
 from segformerpp.data.labels import Palette
 from segformerpp.errors import UsageError
+from segformerpp.models.config import Metadata
 
 Links = tuple[tuple[int, int], ...]
 
@@ -28,6 +29,7 @@ class Skeleton:
         names: of the keypoints; ``left_`` and ``right_`` tell the sides.
         links: pairs of keypoints with a line between them, counted from 0.
         sigmas: of the object keypoint similarity, one for each keypoint; empty if unknown.
+        size: (H, W) that published models of it look at people at; None if there are none.
 
     Raises:
         UsageError: if links or sigmas do not belong to the names.
@@ -36,6 +38,7 @@ class Skeleton:
     names: tuple[str, ...]
     links: Links = ()
     sigmas: tuple[float, ...] = ()
+    size: tuple[int, int] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or not self.names:
@@ -72,6 +75,30 @@ def skeleton(name: str) -> Skeleton:
     if name not in known:
         raise UsageError(f"skeleton: one of {', '.join(known)}, not {name!r}")
     return known[name]
+
+
+def describe_poses(metadata: Metadata, num_outputs: int) -> Metadata:
+    """What is known of a pose model with so many outputs, completed.
+
+    What the model brings itself comes first. A model without names that has as many outputs as
+    COCO (17), the Jump Broadcast dataset (20) or Leeds Sports Poses (14) gets the names of that
+    dataset. Lines, colours and the size that people are looked at come from the dataset with these
+    names, unless the model has them.
+    """
+    known: Skeleton | None
+    if len(labels := metadata.labels) == num_outputs:
+        known = next((s for s in _skeletons().values() if s.names == labels), Skeleton(labels))
+    else:
+        known = next((s for s in _skeletons().values() if len(s.names) == num_outputs), None)
+    if known is None:
+        return metadata
+    return replace(
+        metadata,
+        labels=known.names,
+        palette=metadata.palette or known.palette,
+        skeleton=metadata.skeleton or known.links,
+        image_size=metadata.image_size or known.size,
+    )
 
 
 def read_skeleton(path: str | Path) -> Skeleton:
@@ -133,6 +160,7 @@ def _skeletons() -> dict[str, Skeleton]:
             tuple(data["names"]),
             tuple((a, b) for a, b in data["skeleton"]),
             tuple(data.get("sigmas", ())),
+            tuple(data["size"]) if "size" in data else None,
         )
         for name, data in json.loads(text).items()
     }

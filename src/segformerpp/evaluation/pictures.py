@@ -1,26 +1,26 @@
-"""Pictures of an evaluation: the images that came out worst, and which classes are confused."""
+"""Pictures of an evaluation: images that came out badly, and which classes are confused."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segformerpp.data.datasets import SegmentationDataset
+from segformerpp.arguments import Size
 from segformerpp.data.files import write_whole
-from segformerpp.data.images import write_image
 from segformerpp.data.labels import LabelSet
 from segformerpp.data.masks import IGNORED
-from segformerpp.evaluation.segmentation import Score
-from segformerpp.evaluation.views import Views, segment
-from segformerpp.predictor import Predictor
+from segformerpp.metrics.pose import distances
 from segformerpp.tasks.legend import LegendEntry, add_legend
+from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
 
-_RIGHT, _WRONG, _PAPER, _INK = (225, 225, 225), (214, 39, 40), (255, 255, 255), (30, 30, 30)
+_WRONG, _PAPER, _INK = (214, 39, 40), (255, 255, 255), (30, 30, 30)
+_CORRECT = (31, 140, 60)
 #: Sides of the four panels are at most this, in pixels.
 _LARGEST_PANEL = 720
 #: Numbers are written into the cells of a confusion matrix with at most this many classes.
@@ -43,8 +43,7 @@ def worst_case(
     truth = _overlay(image, np.where(counts, mask, 0), classes)
     truth[~counts] = image[~counts] // 3
     wrong = counts & (label_map != mask)
-    errors = np.empty_like(image)
-    errors[:] = (image.mean(axis=2, keepdims=True) * 0.5 + 110).astype(np.uint8)
+    errors = _faded(image)
     errors[wrong] = _WRONG
     errors[~counts] = image[~counts] // 3
     share = wrong.sum() / max(int(counts.sum()), 1)
@@ -54,17 +53,7 @@ def worst_case(
         "prediction": _overlay(image, label_map, classes),
         f"wrong: {share:.1%} of what counts": errors,
     }
-    height, width = _panel_size(image)
-    size = max(round(height / 24), 12)
-    font = ImageFont.load_default(size)
-    strip = round(1.8 * size)
-    page = Image.new("RGB", (2 * width + strip // 2, strip + 2 * (height + strip)), _PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((4, strip // 2), title, _INK, font, anchor="lm")
-    for i, (name, panel) in enumerate(panels.items()):
-        x, y = (i % 2) * (width + strip // 2), strip + (i // 2) * (height + strip)
-        draw.text((x + 4, y + strip // 2), name, _INK, font, anchor="lm")
-        page.paste(Image.fromarray(panel).resize((width, height)), (x, y + strip))
+    page = _page(panels, _panel_size(image), title)
     shown = np.bincount(np.concatenate([mask[counts], label_map[counts]]), minlength=IGNORED)
     order = [i for i in np.argsort(-shown, kind="stable") if shown[i]]
     entries = [
@@ -74,44 +63,82 @@ def worst_case(
     return Image.fromarray(add_legend(np.asarray(page), entries)) if entries else page
 
 
-def save_worst(
-    predictor: Predictor,
-    dataset: SegmentationDataset,
-    score: Score,
-    views: Views,
-    folder: Path,
-    count: int,
-) -> list[Path]:
-    """Write a picture of each of the images that came out worst, the worst one as ``01_...``.
-
-    They are predicted again, because nobody knows before the end which ones to keep.
+def worst_poses(
+    result: PoseResult, keypoints: np.ndarray, threshold: float, title: str
+) -> Image.Image:
+    """Image, labelled and found keypoints and errors in one picture, with a legend.
 
     Args:
-        predictor: what predicts them.
-        dataset: where they are from.
-        score: what the predictor got right there.
-        views: how it looked at them.
-        folder: made if it is missing.
-        count: how many at most.
-
-    Returns:
-        The files.
-
-    Raises:
-        ImageError: if an image cannot be read or predicted any more.
-        OSError: if a file cannot be written.
+        result: what was found.
+        keypoints: (P, K, 3): x, y of the labelled ones, with 0 in the last column for those that
+            are not.
+        threshold: the largest distance of correct keypoints, in parts of the box's larger side.
+        title: a line above.
     """
-    known = {index: value for index, value in score.ious.items() if not math.isnan(value)}
-    files = []
-    for place, index in enumerate(sorted(known, key=lambda i: known[i])[:count], 1):
-        image, mask = dataset.read(index)
-        name, plan = dataset.pairs[index].image.stem, predictor.merge_plan.name
-        title = f"{name}: IoU of its classes {known[index]:.1f} %, merge {plan}"
-        label_map = segment(predictor, image, views)[0]
-        picture = worst_case(image, mask, label_map, dataset.classes, title)
-        files.append(folder / f"{place:02}_{name}.png")
-        write_image(files[-1], picture)
-    return files
+    height, width = size = _panel_size(result.image)
+    # Drawn at the panel's size: lines on a small image would be as coarse as its pixels.
+    large = np.asarray(Image.fromarray(result.image).resize((width, height)))
+    factors = np.array([width, height]) / result.image.shape[1::-1]
+
+    def scaled(points: np.ndarray) -> np.ndarray:
+        return np.concatenate(((points[..., :2] + 0.5) * factors - 0.5, points[..., 2:]), axis=-1)
+
+    boxes = np.tile(factors, 2) * result.boxes
+    truth = scaled(keypoints)
+    truth[..., 2] = keypoints[..., 2] > 0
+    found = replace(result, image=large, keypoints=scaled(result.keypoints), boxes=boxes)
+    errors = _faded(large)
+    people = zip(result.keypoints, keypoints, result.boxes, strict=True)
+    far = np.stack([distances(*person) for person in people])
+    ends = np.rint(np.stack((truth[..., :2], found.keypoints[..., :2]))).clip(-9999, 29999)
+    for person, joint in np.argwhere(np.isfinite(far)):
+        colour = _CORRECT if far[person, joint] <= threshold else _WRONG
+        start, end = ends[:, person, joint].astype(int).tolist()
+        cv2.line(errors, start, end, colour, 2, cv2.LINE_AA)
+        cv2.circle(errors, start, 5, (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(errors, start, 5, colour, 1, cv2.LINE_AA)
+        cv2.circle(errors, end, 5, colour, -1, cv2.LINE_AA)
+    right = float(np.mean(far[np.isfinite(far)] <= threshold))
+    panels = {
+        "image": large,
+        "labelled": np.array(replace(found, keypoints=truth).plot(boxes=True)),
+        "found (the fainter the less sure)": np.array(found.plot(boxes=True)),
+        "from labelled (white) to found": errors,
+    }
+    page = _page(panels, size, title)
+    entries = [
+        LegendEntry(f"within {threshold:g} of the box", _CORRECT, right),
+        LegendEntry("further away", _WRONG, 1 - right),
+    ]
+    return Image.fromarray(add_legend(np.asarray(page), entries))
+
+
+def _page(panels: Mapping[str, np.ndarray], size: Size, title: str) -> Image.Image:
+    """Four panels (H, W, 3), each with its name above, two by two below a title.
+
+    Args:
+        panels: by their names.
+        size: (h, w) that they are shown at.
+        title: of the page.
+    """
+    height, width = size
+    large = max(round(height / 24), 12)
+    font = ImageFont.load_default(large)
+    strip = round(1.8 * large)
+    page = Image.new("RGB", (2 * width + strip // 2, strip + 2 * (height + strip)), _PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((4, strip // 2), title, _INK, font, anchor="lm")
+    for i, (name, panel) in enumerate(panels.items()):
+        x, y = (i % 2) * (width + strip // 2), strip + (i // 2) * (height + strip)
+        draw.text((x + 4, y + strip // 2), name, _INK, font, anchor="lm")
+        page.paste(Image.fromarray(panel).resize((width, height)), (x, y + strip))
+    return page
+
+
+def _faded(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) in light grey, for what is drawn on it to be seen."""
+    grey = (image.mean(axis=2, keepdims=True) * 0.5 + 110).astype(np.uint8)
+    return np.repeat(grey, 3, axis=2)
 
 
 def _overlay(image: np.ndarray, label_map: np.ndarray, classes: LabelSet) -> np.ndarray:

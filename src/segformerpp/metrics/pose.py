@@ -5,6 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 
+def distances(predicted: np.ndarray, keypoints: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """How far the keypoints of a person are from where they are labelled.
+
+    Args:
+        predicted: (K, 2 or more): x, y in image pixels.
+        keypoints: (K, 3): the labelled ones, with 0 in the third column for those that are not.
+        box: (4,): x, y, width, height of the person.
+
+    Returns:
+        (K,) float64 in parts of the box's larger side; NaN for those that are not labelled.
+    """
+    far = np.linalg.norm(np.asarray(predicted, np.float64)[:, :2] - keypoints[:, :2], axis=1)
+    return np.where(keypoints[:, 2] > 0, far / max(box[2:]), np.nan)
+
+
 def correct(
     predicted: np.ndarray, keypoints: np.ndarray, box: np.ndarray, threshold: float
 ) -> np.ndarray:
@@ -19,9 +34,8 @@ def correct(
     Returns:
         (K,) float64: 1 for correct ones, 0 for others, NaN for those that are not labelled.
     """
-    far = np.linalg.norm(np.asarray(predicted, np.float64)[:, :2] - keypoints[:, :2], axis=1)
-    near = (far <= threshold * max(box[2:])).astype(np.float64)
-    return np.where(keypoints[:, 2] > 0, near, np.nan)
+    far = distances(predicted, keypoints, box)
+    return np.where(np.isnan(far), np.nan, far <= threshold)
 
 
 def pck(correct: np.ndarray) -> tuple[float, np.ndarray]:
