@@ -59,13 +59,18 @@ class Gain:
 
 def turn(run: Callable[[], object]) -> Turn:
     """Make something ready to be timed: warm it up; a turn is then as many runs as make sense."""
+    return timed_turn(lambda: _seconds(run))
+
+
+def timed_turn(run: Callable[[], float]) -> Turn:
+    """The same for what says itself how many seconds it took."""
     run()
-    once = _seconds(run)
+    once = run()
 
     def take() -> list[float]:
         if once < TURN_SECONDS:
             run()  # the other's turn has emptied the caches
-        return [_seconds(run) for _ in range(math.ceil(TURN_SECONDS / once))]
+        return [run() for _ in range(math.ceil(TURN_SECONDS / once))]
 
     return take
 

@@ -25,12 +25,13 @@ from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
 from segformerpp.cli.plans import plans
 from segformerpp.cli.predict import predict
 from segformerpp.cli.train import train
+from segformerpp.cli.tune import tune
 from segformerpp.errors import SegformerppError
 from segformerpp.terminal import complain, messages, show_choices
 
 Command = Callable[..., int]
 COMMANDS: tuple[Command, ...] = (
-    *(predict, eval, bench, train, export),
+    *(predict, eval, bench, train, tune, export),
     *(models, plans, cache),
 )
 

@@ -24,6 +24,7 @@ from segformerpp.metrics.segmentation import (
     mean_iou,
     pixel_accuracy,
 )
+from segformerpp.models.config import Metadata
 from segformerpp.predictor import Predictor
 
 #: Class names may differ for so many of them: lists of a dataset's classes differ in synonyms.
@@ -82,15 +83,20 @@ def check_classes(predictor: Predictor, classes: LabelSet) -> None:
     Raises:
         UsageError: naming both.
     """
-    if predictor.metadata.task != "segmentation":
-        raise UsageError(f"model: one for {predictor.metadata.task}, and the dataset has masks")
-    own, wanted = predictor.labels, classes.labels
+    check_labels(predictor.metadata, predictor.labels, classes)
+
+
+def check_labels(metadata: Metadata, own: Sequence[str], classes: LabelSet) -> None:
+    """The same for a model that is not ready to run: what it is, and its classes' names."""
+    if metadata.task != "segmentation":
+        raise UsageError(f"model: one for {metadata.task}, and the dataset has masks")
+    wanted = classes.labels
     if len(own) != len(wanted):
         raise UsageError(
             f"model: tells {len(own)} classes apart ({_some(own)}), the dataset {len(wanted)} "
             f"({_some(wanted)})"
         )
-    if not predictor.metadata.labels:
+    if not metadata.labels:
         return
     a, b = ([name.strip().casefold() for name in names] for names in (own, wanted))
     different = [i for i, names in enumerate(zip(a, b, strict=True)) if names[0] != names[1]]
