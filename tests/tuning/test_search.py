@@ -126,8 +126,10 @@ def test_search_and_going_on(tmp_path: Path) -> None:
     # Only what was under way when it was interrupted is judged again.
     assert len(fake.opened) <= 21
     winner, preset = best(found), best_preset(found)
-    assert winner is not None and preset is not None
-    assert winner.gain is not None and preset.gain is not None
+    assert winner is not None
+    assert preset is not None
+    assert winner.gain is not None
+    assert preset.gain is not None
     assert preset.plan.name in ("balanced", "turbo")
     assert winner.gain.value >= preset.gain.value
     assert seen[-1][1] == winner == leaders(found, 3)[0]

@@ -201,7 +201,8 @@ def plot(outcome: Outcome, file: BinaryIO, form: str) -> None:
         if y > fastest:
             front.append((x, y))
             fastest = y
-    axis.plot(*zip(*front, strict=True), "-", color="0.75", zorder=1, label="best for its cost")
+    line = [x for x, _ in front], [y for _, y in front]
+    axis.plot(*line, "-", color="0.75", zorder=1, label="best for its cost")
     axis.axvline(limit or 0, color="0.3", linestyle="--", label="budget")
     axis.plot([], [], "o", color="tab:red", label="presets")
     axis.plot([], [], "o", color="tab:blue", label="plans that were searched")

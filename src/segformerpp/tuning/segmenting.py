@@ -84,7 +84,7 @@ class Segmenting:
 
     def gain(self, plan: MergePlan) -> Gain:
         """Time a plan that ran before, with care."""
-        return self.open(plan).gain(_known_well, CAREFUL)
+        return self.open(plan).gain(_known_well, careful=True)
 
     def _count(self, label_map: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return confusion(label_map, mask, self._network.config.num_outputs)
@@ -113,8 +113,9 @@ class _Opened:
                 self._counts.append(judge._count(label_map, mask))
         return quality(self._agreements, self._counts, judge._counts[: len(self._counts)])
 
-    def gain(self, decided: Callable[[Gain], bool], most: tuple[int, float] = QUICK) -> Gain:
-        """See `assess.Opened`; `most` rounds and seconds."""
+    def gain(self, decided: Callable[[Gain], bool], careful: bool = False) -> Gain:
+        """See `assess.Opened`."""
+        most = CAREFUL if careful else QUICK
         return race(self._judge._turn, self._judge._turn_of(self._predict), decided, *most)
 
 
@@ -130,6 +131,6 @@ def measure(evaluator: Segmenting, plan: MergePlan) -> tuple[Quality, Gain]:
     """
     try:
         opened = evaluator.open(plan)
-        return opened.score(evaluator.images), opened.gain(_known_well, CAREFUL)
+        return opened.score(evaluator.images), opened.gain(_known_well, careful=True)
     except MemoryLimitError as error:
         raise UsageError(str(error)) from None
