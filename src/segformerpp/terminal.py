@@ -33,6 +33,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+def show_choices(shown: bool) -> None:
+    """Whether `messages` also says which merge plan was chosen, and why."""
+    logger = logging.getLogger("segformerpp.auto_plan")
+    logger.setLevel(logging.INFO if shown else logging.NOTSET)
+
+
 class _OneLine(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         complain(f"{record.levelname.lower()}: {record.getMessage()}")
@@ -40,8 +46,8 @@ class _OneLine(logging.Handler):
 
 @contextmanager
 def messages() -> Iterator[None]:
-    """Show our own warnings in one line each, and nobody else's."""
-    logger, handler = logging.getLogger("segformerpp"), _OneLine(logging.WARNING)
+    """Show our own warnings in one line each, and nobody else's; for more see `show_choices`."""
+    logger, handler = logging.getLogger("segformerpp"), _OneLine(logging.INFO)
     logger.addHandler(handler)
     with warnings.catch_warnings():
         if not sys.warnoptions:

@@ -26,7 +26,8 @@ def network(
 
     Args:
         model: what `segformerpp.load` takes.
-        merge: a merge plan in any notation; None for the model's.
+        merge: a merge plan in any notation; None for the model's; ``auto`` for the one that
+            `auto_plan` chooses.
         size: (H, W) of the images.
         batch: how many go in together.
         runtime: see `runtimes.create`, also for the next three.
@@ -42,8 +43,16 @@ def network(
     """
     from segformerpp import checkpoints, runtimes
     from segformerpp.benchmark.cost import cost
+    from segformerpp.merging import PRESETS
+    from segformerpp.merging.plan import is_auto
 
-    source = checkpoints.open_checkpoint(model, merge, offline=offline, revision=revision)
+    plan = None if is_auto(merge) else merge
+    source = checkpoints.open_checkpoint(model, plan, offline=offline, revision=revision)
+    if is_auto(merge):
+        from segformerpp.auto_plan import AutoRuntime
+
+        automatic = AutoRuntime(source, runtime, precision, device, threads)
+        source = source.with_plan(PRESETS[automatic.choose(size)])
     images = None
     if calibrate and precision == "int8":
         from segformerpp.calibration import Calibration
@@ -55,7 +64,7 @@ def network(
     spent = cost(source.config, source.merge_plan, size)
     facts = {
         "task": source.metadata.task,
-        "merge": source.merge_plan.name,
+        "merge": ("auto: " if is_auto(merge) else "") + source.merge_plan.name,
         "runtime": ready.name,
         "precision": ready.precision,
         "device": ready.device,

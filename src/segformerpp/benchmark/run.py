@@ -174,7 +174,7 @@ def machine() -> dict[str, Any]:
     """What figures depend on besides what was asked for: processor, versions, date."""
     return {
         "processor": processor(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := package_version(name))},
         "date": datetime.date.today().isoformat(),
     }
 
@@ -187,7 +187,8 @@ def processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """What is installed; None if it is not."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -6,6 +6,7 @@ kept in the cache, so that a network that was compiled before starts without PyT
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -65,6 +66,16 @@ class Checkpoint:
             model.merge_plan = merge
         return cls(
             model.config, model.metadata, model.merge_plan, lambda: model, model.metadata.source
+        )
+
+    def with_plan(self, plan: MergePlan) -> Checkpoint:
+        """The same with another plan; networks in memory are copied, not shared."""
+
+        def make() -> Segformer:
+            return copy.deepcopy(self.model())
+
+        return Checkpoint(
+            *(self.config, self.metadata, plan, make, self.name, self._found, self.digest)
         )
 
     @cached_property

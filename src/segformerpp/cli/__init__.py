@@ -25,12 +25,13 @@ from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
 from segformerpp.cli.plans import plans
 from segformerpp.cli.predict import predict
 from segformerpp.cli.train import train
+from segformerpp.cli.tune import tune
 from segformerpp.errors import SegformerppError
-from segformerpp.terminal import complain, messages
+from segformerpp.terminal import complain, messages, show_choices
 
 Command = Callable[..., int]
 COMMANDS: tuple[Command, ...] = (
-    *(predict, eval, bench, train, export),
+    *(predict, eval, bench, train, tune, export),
     *(models, plans, cache),
 )
 
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 words = [_underscored(w) for w in (sys.argv[1:] if argv is None else argv)]
                 options = _parser(words).parse_args(words)
                 command = {function.__name__: function for function in COMMANDS}[options.command]
-                return command(**_arguments(command, vars(options[options.command])))
+                chosen = vars(options[options.command])
+                show_choices(not chosen.get("quiet"))
+                return command(**_arguments(command, chosen))
             finally:
                 # At exit it would be too late to say in one line that it cannot be written.
                 print(end="", flush=True)

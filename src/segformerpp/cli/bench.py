@@ -50,8 +50,9 @@ def bench(
         model: a model as `segformerpp predict` takes it, or b0 to b5 for random weights: the speed
             is the same, but say the precision, because auto looks at what a network predicts
         size: height x width of the images; several with commas between
-        merge: what tokens to merge: presets (see `segformerpp plans`) or YAML files, with commas
-            between; the first is what the others are compared to; between keyword strings put ;
+        merge: what tokens to merge: presets (see `segformerpp plans`), YAML files or auto (the
+            fastest preset that keeps the labels), with commas between; the first is what the others
+            are compared to; between keyword strings put ;
         runtime: torch, torch-compiled, openvino, onnxruntime, or auto; several with commas between
         precision: f32, bf16, f16, int8, or auto; several with commas between
         batch: images that go through the network together; several with commas between
@@ -75,6 +76,7 @@ def bench(
     from segformerpp.data.files import write_whole
     from segformerpp.data.outputs import check_writable_file, write_rows
     from segformerpp.merging import MergePlan
+    from segformerpp.merging.plan import is_auto
     from segformerpp.models.config import SIZES
 
     whole_number("rounds", rounds, 3)
@@ -82,7 +84,8 @@ def bench(
     batches = [_whole("batch", text) for text in parse_items("batch", batch)]
     plans = parse_plans(merge)
     for plan in plans:
-        MergePlan.parse(plan)
+        if not is_auto(plan):
+            MergePlan.parse(plan)
     names, precisions = parse_items("runtime", runtime), parse_items("precision", precision)
     for name in names:
         for kind in precisions:

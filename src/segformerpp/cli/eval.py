@@ -89,8 +89,8 @@ def eval(
         classes: YAML file with the classes of a folder (default: classes.yaml in the root)
         keypoints: for poses: YAML file with names, skeleton and sigmas (default: those in the JSON)
         model: name, file, folder or hub id (default: camvid-b0, for poses lsp-b0)
-        merge: merge plans, with commas between: presets, files; keyword strings with ; between
-            (default: the model's own)
+        merge: merge plans, with commas between: presets, files, auto (the fastest preset here
+            that keeps the labels); keyword strings with ; between (default: the model's own)
         runtime: runtimes, with commas between: auto, torch, torch-compiled, openvino, onnxruntime
         precision: precisions, with commas between: auto, f32, bf16, f16, int8
         device: auto, cpu, cuda, mps, xpu, gpu (OpenVINO's)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from segformerpp.errors import UsageError
-from segformerpp.predictor import Predictor
+from segformerpp.models.config import Metadata
 
 #: Names may differ for so many of them: lists of a dataset's classes differ in synonyms.
 _LEAST_EQUAL = 0.8
 
 
 def check_names(
-    predictor: Predictor, wanted: Sequence[str], task: str, what: str, truth: str
+    metadata: Metadata, own: Sequence[str], wanted: Sequence[str], task: str, what: str, truth: str
 ) -> None:
     """Refuse a model for another task, or for other classes or keypoints, than the dataset's.
 
     Args:
-        predictor: with the model.
+        metadata: of the model.
+        own: the names of its classes or keypoints, made up where it has none.
         wanted: the names of the dataset's.
         task: of the dataset.
         what: ``classes`` or ``keypoints``.
@@ -26,15 +27,14 @@ def check_names(
     Raises:
         UsageError: naming both.
     """
-    if predictor.metadata.task != task:
-        raise UsageError(f"model: one for {predictor.metadata.task}, and the dataset has {truth}")
-    own = predictor.labels
+    if metadata.task != task:
+        raise UsageError(f"model: one for {metadata.task}, and the dataset has {truth}")
     if len(own) != len(wanted):
         raise UsageError(
             f"model: tells {len(own)} {what} apart ({_some(own)}), the dataset {len(wanted)} "
             f"({_some(wanted)})"
         )
-    if not predictor.metadata.labels:
+    if not metadata.labels:
         return
     a, b = ([name.strip().casefold() for name in names] for names in (own, wanted))
     different = [i for i, names in enumerate(zip(a, b, strict=True)) if names[0] != names[1]]

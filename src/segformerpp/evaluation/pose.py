@@ -154,7 +154,9 @@ class PoseEvaluation(Evaluation[PoseSample, PoseResult]):
     def check(self, predictor: Predictor) -> None:
         """Refuse a model for other keypoints than the dataset's."""
         names = self.dataset.skeleton.names
-        check_names(predictor, names, "pose", "keypoints", "keypoints of people")
+        check_names(
+            predictor.metadata, predictor.labels, names, "pose", "keypoints", "keypoints of people"
+        )
 
     def score(self) -> PoseScore:
         """A score in which nothing has been counted."""

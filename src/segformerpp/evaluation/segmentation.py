@@ -88,7 +88,9 @@ class SegmentationEvaluation(Evaluation[Sample, np.ndarray]):
     def check(self, predictor: Predictor) -> None:
         """Refuse a model for other classes than the dataset's."""
         labels = self.dataset.classes.labels
-        check_names(predictor, labels, "segmentation", "classes", "masks")
+        check_names(
+            predictor.metadata, predictor.labels, labels, "segmentation", "classes", "masks"
+        )
 
     def score(self) -> SegmentationScore:
         """A score in which nothing has been counted."""

@@ -25,6 +25,8 @@ from segformerpp.merging.strategies import (
 from segformerpp.merging.tome_cfg import read_tome_cfg
 
 STAGES = 4
+#: Where networks are run: the preset that is the fastest there (`segformerpp.auto_plan`).
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,11 @@ class MergePlan:
             return cls.from_yaml(Path(text))
         if ":" in text or "=" in text:
             return cls.from_string(text)
+        if is_auto(text):
+            raise PlanError(
+                "merge: auto is measured where a network is run (Predictor, segformerpp predict, "
+                "eval and bench); name a plan here"
+            )
         raise PlanError(
             f"merge: {value!r} is neither a preset ({', '.join(PRESETS)}), a .yaml file nor a "
             f"keyword string such as 'q34:mode=bsm,r=0.8,sx=4,sy=4'"
@@ -206,6 +213,11 @@ class MergePlan:
 
     def __str__(self) -> str:
         return write_keywords(self.to_dict()) or "none"
+
+
+def is_auto(merge: object) -> bool:
+    """Whether a plan is to be chosen by measuring, which takes more than a plan to do."""
+    return isinstance(merge, str) and merge.strip() == AUTO
 
 
 def _paper(q34: Merge | None = None, kv12: Merge | None = None) -> MergePlan:

@@ -1,0 +1,98 @@
+"""The plans that are searched: choices by name, and the plan that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from segformerpp.merging import BipartiteMatching, Merge, MergePlan, Neighbour2d, StageMerge
+from segformerpp.merging.plan import STAGES
+
+_CELLS = {"2x2": (2, 2), "4x2": (4, 2), "4x4": (4, 4)}  # sx, sy
+_MATCHED_CELLS = ("2x2", "4x4")
+_REUSE = (0, 2, 4, 40)  # the last: once for a whole stage
+_SCALES = (1.0, 0.75, 0.5)
+_LEAST_RATIO, _MOST_RATIO, _STEP = 0.3, 0.95, 0.05
+
+Choices = dict[str, Any]
+
+
+class Asker(Protocol):
+    """Who makes the choices; `optuna.Trial` does."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Choose one."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        """Choose a number."""
+
+
+def suggest(ask: Asker) -> MergePlan:
+    """Make a plan of what is chosen; what would do nothing is not asked for."""
+    stages = []
+    for number in range(1, STAGES + 1):
+        q = _suggest_merge(ask, f"q{number}", proportional=False)
+        kv = _suggest_merge(ask, f"kv{number}", proportional=True)
+        reuse = 0
+        if any(isinstance(merge, BipartiteMatching) for merge in (q, kv)):
+            reuse = ask.suggest_categorical(f"reuse{number}", _REUSE)
+        stages.append(StageMerge(q, kv, reuse))
+    return MergePlan(tuple(stages), ask.suggest_categorical("input_scale", _SCALES))
+
+
+def _suggest_merge(ask: Asker, name: str, *, proportional: bool) -> Merge | None:
+    mode = ask.suggest_categorical(f"{name}.mode", ("none", "n2d", "bsm"))
+    if mode == "none":
+        return None
+    switch = proportional and ask.suggest_categorical(f"{name}.proportional", (True, False))
+    if mode == "n2d":
+        return Neighbour2d(*_CELLS[ask.suggest_categorical(f"{name}.cell", (*_CELLS,))], switch)
+    cell = ask.suggest_categorical(f"{name}.destinations", _MATCHED_CELLS)
+    ratio = ask.suggest_float(f"{name}.r", _LEAST_RATIO, _MOST_RATIO, step=_STEP)
+    return BipartiteMatching(round(ratio, 2), *_CELLS[cell], switch)
+
+
+def choices(plan: MergePlan) -> Choices | None:
+    """What `suggest` must be told to make a plan; None if it never makes it."""
+    found: Choices = {"input_scale": plan.input_scale}
+    for number, stage in enumerate(plan.stages, 1):
+        found |= _merge_choices(f"q{number}", stage.q, proportional=False)
+        found |= _merge_choices(f"kv{number}", stage.kv, proportional=True)
+        if any(isinstance(merge, BipartiteMatching) for merge in (stage.q, stage.kv)):
+            found[f"reuse{number}"] = stage.reuse
+    try:
+        return found if suggest(_Told(found)) == plan else None
+    except LookupError:  # such as another cell
+        return None
+
+
+def _merge_choices(name: str, merge: Merge | None, *, proportional: bool) -> Choices:
+    found: Choices = {f"{name}.mode": merge.mode if merge else "none"}
+    if merge is None:
+        return found
+    if proportional:
+        found[f"{name}.proportional"] = merge.proportional
+    if isinstance(merge, BipartiteMatching):
+        found |= {f"{name}.destinations": f"{merge.sx}x{merge.sy}", f"{name}.r": merge.r}
+    elif isinstance(merge, Neighbour2d):
+        found[f"{name}.cell"] = f"{merge.sx}x{merge.sy}"
+    return found
+
+
+class _Told:
+    """Gives the choices that it was told."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        self._told = told
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        value = self._told[name]
+        if value not in choices:
+            raise KeyError(name)
+        return value
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        value: float = self._told[name]
+        if not low <= value <= high:
+            raise KeyError(name)
+        return round(low + step * round((value - low) / step), 2)

@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segformerpp import cli
+from segformerpp.benchmark import gains
+from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.tuning import segmenting
+from tests.training.test_batches import make_camvid
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gains, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(segmenting, "QUICK", (3, 1.0))
+    monkeypatch.setattr(segmenting, "CAREFUL", (3, 1.0))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_camvid(tmp_path_factory.mktemp("camvid"), {"val": 6})
+
+
+def words(root: Path, out: Path, *more: str) -> list[str]:
+    common = ["--runtime", "torch", "--device", "cpu", "--size", "64x64", "--out", str(out)]
+    return ["tune", "--data", "camvid", "--root", str(root), *common, *more]
+
+
+def test_from_images_to_a_plan_and_on(root: Path, tmp_path: Path, capsys: Captured) -> None:
+    out, rows_file = tmp_path / "mine.yaml", tmp_path / "rows.json"
+    options = ["--max-drop", "100", "--json", str(rows_file)]
+    presets = str(len(PRESETS))
+    assert cli.main(words(root, out, *options, "--trials", presets)) == 0
+    printed = capsys.readouterr().out
+    assert "best so far: " in printed
+    assert f"plan in {out}, report in {tmp_path / 'mine.md'}" in printed
+    plan = MergePlan.parse(str(out))
+    rows = json.loads(rows_file.read_text())
+    assert {row["merge"] for row in rows if row["images_of"] == "search"} == set(PRESETS)
+    assert {row["merge"] for row in rows if row["chosen"]} == {plan.name}
+    checked = [row for row in rows if row["images_of"] == "check"]
+    assert checked[0]["merge"] == plan.name
+    assert (checked[0]["images"], checked[0]["runtime"], checked[0]["plans"]) == (2, "torch", 7)
+    assert checked[0]["drop"] is not None
+    assert checked[0]["speed_up"] > 0
+    report = (tmp_path / "mine.md").read_text()
+    for text in ("at most 100 points of mIoU lost", "2 held-out images", "mine.png", "| `hq` |"):
+        assert text in report
+    assert "# budget: at most 100" in out.read_text()
+    assert yaml.safe_load(out.read_text()) == plan.to_dict()
+    assert (tmp_path / "mine.png").stat().st_size > 10_000
+    # The same command with more trials goes on.
+    assert cli.main(words(root, out, *options, "--trials", "8")) == 0
+    rows = json.loads(rows_file.read_text())
+    assert len([row for row in rows if row["images_of"] == "search"]) == 8
+    # Another budget is another study.
+    assert cli.main(words(root, out, "--max-drop", "3")) == 2
+    assert "mine.study was begun with another budget" in capsys.readouterr().err
+
+
+def test_images_without_masks_and_interrupted(
+    root: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[MergePlan] = []
+    before = segmenting.Segmenting.open
+
+    def open_three(self: segmenting.Segmenting, plan: MergePlan) -> object:
+        opened.append(plan)
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        return before(self, plan)
+
+    monkeypatch.setattr(segmenting.Segmenting, "open", open_three)
+    out = tmp_path / "mine.yaml"
+    command = words(root, out, "--min-agreement", "99")
+    command[command.index("camvid")] = "images"
+    command[command.index(str(root))] = str(root / "val")
+    assert cli.main([*command, "--quiet"]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "interrupted: this is the best so far; the same command goes on" in captured.err
+    assert "interrupted before it was checked" in out.read_text()
+    assert MergePlan.parse(str(out)) in opened[:2]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--root", ""], "root: the folder with the images is needed"),
+        (["--data", "foo"], "data: one of camvid, cityscapes, ade20k, folder, not 'foo'"),
+        (["--data", "images", "--max-drop", "1"], "max_drop: needs masks"),
+        (["--data", "images", "--check-split", "test"], "only for datasets with masks"),
+        (["--max-drop", "-1"], "max_drop: points of mIoU, from 0 to 100, not -1"),
+        (["--min-agreement", "101"], "min_agreement: percent, from 0 to 100, not 101"),
+        (["--minutes", "0"], "minutes: more than 0"),
+        (["--trials", "0"], "trials: a whole number from 1"),
+        (["--out", "plan.txt"], "out: a file ending in .yaml, not 'plan.txt'"),
+        (["--precision", "int8", "--runtime", "openvino"], "precision: tune has no int8"),
+        (["--model", "lsp-b0"], "model: one for pose, and the dataset has masks"),
+        (["--images", "0"], "images: a whole number from 1"),
+    ],
+)
+def test_wrong_usage(
+    root: Path, tmp_path: Path, capsys: Captured, options: list[str], reason: str
+) -> None:
+    assert cli.main(words(root, tmp_path / "x.yaml", *options)) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_without_optuna(
+    root: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    assert cli.main(words(root, tmp_path / "x.yaml")) == 2
+    assert 'needs optuna: pip install "segformerpp[tune]"' in capsys.readouterr().err

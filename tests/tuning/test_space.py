@@ -1,0 +1,46 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.tuning.space import choices, suggest
+
+
+class Drawing:
+    """Makes every choice as hypothesis has it, and notes it."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.data, self.made = data, dict[str, Any]()
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        assert name not in self.made
+        self.made[name] = self.data.draw(st.sampled_from(choices))
+        return self.made[name]
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        steps = self.data.draw(st.integers(0, round((high - low) / step)))
+        self.made[name] = low + steps * step
+        return self.made[name]
+
+
+@given(st.data())
+def test_whatever_is_chosen_is_a_plan(data: st.DataObject) -> None:
+    ask = Drawing(data)
+    plan = suggest(ask)
+    assert MergePlan.from_dict(plan.to_dict()) == plan
+    assert MergePlan.parse(plan.name) == plan
+    told = choices(plan)
+    assert told is not None
+    assert told == pytest.approx(ask.made)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_space_has_all_presets(name: str) -> None:
+    assert choices(PRESETS[name]) is not None
+
+
+@pytest.mark.parametrize("text", ["q1:mode=n1d,s=2", "q1:mode=n2d,sx=3,sy=3", "input_scale=0.9"])
+def test_and_not_everything(text: str) -> None:
+    assert choices(MergePlan.parse(text)) is None
