@@ -13,14 +13,14 @@ from segformerpp.errors import UsageError
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check(path: Path, key: str = "plot") -> None:
+def check(path: Path, key: str = "plot", formats: Sequence[str] = FORMATS) -> None:
     """Refuse what cannot be drawn; quick. `key` names the option in errors.
 
     Raises:
-        UsageError: if matplotlib is missing, or the file's format is not one of `FORMATS`.
+        UsageError: if matplotlib is missing, or the file's format is not one of `formats`.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{key}: a file ending in {', '.join(FORMATS)}, not {path}")
+    if path.suffix.lower() not in formats:
+        raise UsageError(f"{key}: a file ending in {', '.join(formats)}, not {path}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
