@@ -57,9 +57,7 @@ def cost(config: SegformerConfig, plan: MergePlan, size: tuple[int, int]) -> Cos
     return Cost(macs, sum(stage.tokens for stage in stages))
 
 
-def stage_costs(
-    config: SegformerConfig, plan: MergePlan, size: tuple[int, int]
-) -> list[StageCost]:
+def stage_costs(config: SegformerConfig, plan: MergePlan, size: tuple[int, int]) -> list[StageCost]:
     """Count for each stage and one image of `size` (H, W)."""
     if plan.input_scale != 1:
         size = max(int(size[0] * plan.input_scale), 1), max(int(size[1] * plan.input_scale), 1)

@@ -11,6 +11,8 @@ from segformerpp.errors import UsageError
 
 #: The formats that matplotlib writes and people want.
 FORMATS = (".png", ".svg", ".pdf")
+#: The same for figures with photographs in them.
+PHOTO_FORMATS = (*FORMATS, ".jpg", ".jpeg")
 
 
 def check(path: Path, key: str = "plot", formats: Sequence[str] = FORMATS) -> None:
