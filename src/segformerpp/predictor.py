@@ -127,7 +127,7 @@ class Predictor:
         self._size = None if size is None else checked_size("size", size)
         automatic = is_auto(merge)
         plan = MergePlan() if automatic else None if merge is None else MergePlan.parse(merge)
-        network = _network(model, plan, offline, revision)
+        network = open_trained(model, plan, offline, revision)
 
         self._name = str(model) if isinstance(model, str | Path) else network.metadata.source
         self.metadata, self._plan = network.metadata, network.merge_plan
@@ -468,10 +468,10 @@ def _check_pixels(size: Size, least: int) -> None:
         raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {size[0]} x {size[1]}")
 
 
-def _network(
+def open_trained(
     model: str | Path | Segformer, plan: MergePlan | None, offline: bool, revision: str | None
 ) -> Checkpoint:
-    """The model, not shared with anyone."""
+    """A model that can be predicted with, not shared with anyone; see `Predictor`."""
     if isinstance(model, str | Path):
         network = checkpoints.open_checkpoint(model, plan, offline=offline, revision=revision)
     else:

@@ -24,35 +24,67 @@ class Cost:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What one stage costs for one image, all of its blocks together.
+
+    Attributes:
+        grid: (h, w) of its tokens.
+        tokens: queries that its attention works on, summed over its blocks.
+        embedding: multiply-accumulates of the patch embedding; so are the others.
+        attention: of projections, spatial reduction, and what is done for each query and key.
+        matching: of finding out what is merged.
+        mix_ffn: of the feed-forward networks.
+    """
+
+    grid: tuple[int, int]
+    tokens: int
+    embedding: int
+    attention: int
+    matching: int
+    mix_ffn: int
+
+
 def cost(config: SegformerConfig, plan: MergePlan, size: tuple[int, int]) -> Cost:
     """Count for one image of `size` (H, W), with the decode head in its exact cheap form."""
+    stages = stage_costs(config, plan, size)
+    macs = sum(s.embedding + s.attention + s.matching + s.mix_ffn for s in stages)
+    counts = [math.prod(stage.grid) for stage in stages]
+    for count, dim in zip(counts, config.dims, strict=True):
+        inner = config.head_dim if config.head_kind == "conv" else 0
+        macs += count * config.head_dim * (dim + inner)
+    macs += counts[0] * config.head_dim * config.num_outputs
+    return Cost(macs, sum(stage.tokens for stage in stages))
+
+
+def stage_costs(config: SegformerConfig, plan: MergePlan, size: tuple[int, int]) -> list[StageCost]:
+    """Count for each stage and one image of `size` (H, W)."""
     if plan.input_scale != 1:
         size = max(int(size[0] * plan.input_scale), 1), max(int(size[1] * plan.input_scale), 1)
-    macs, tokens, channels = 0, 0, config.in_channels
-    counts = []
+    stages, channels = [], config.in_channels
     for stage, dim in enumerate(config.dims):
         kernel, stride = config.patch_sizes[stage], 2 if stage else 4
         height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in size)
         size, count = (height, width), height * width
-        counts.append(count)
-        macs += count * dim * channels * kernel**2
         merge, ratio = plan.stages[stage], config.sr_ratios[stage]
         key_size = (height // ratio, width // ratio) if ratio > 1 else size
         queries, matching = _merged(merge.q, size, dim)
         keys, key_matching = _merged(merge.kv, key_size, dim)
         reduction = math.prod(key_size) * (dim * ratio) ** 2 if ratio > 1 else 0
         attention = 2 * queries * dim**2 + 2 * keys * dim**2 + 2 * queries * keys * dim
-        hidden = dim * config.mlp_ratios[stage]
-        mix_ffn = count * (2 * dim * hidden + 9 * hidden)
-        block, depth = reduction + attention + mix_ffn, config.depths[stage]
-        macs += depth * block + -(-depth // (merge.reuse or 1)) * (matching + key_matching)
-        tokens += config.depths[stage] * queries
+        hidden, depth = dim * config.mlp_ratios[stage], config.depths[stage]
+        stages.append(
+            StageCost(
+                grid=size,
+                tokens=depth * queries,
+                embedding=count * dim * channels * kernel**2,
+                attention=depth * (reduction + attention),
+                matching=-(-depth // (merge.reuse or 1)) * (matching + key_matching),
+                mix_ffn=depth * count * (2 * dim * hidden + 9 * hidden),
+            )
+        )
         channels = dim
-    for count, dim in zip(counts, config.dims, strict=True):
-        inner = config.head_dim if config.head_kind == "conv" else 0
-        macs += count * config.head_dim * (dim + inner)
-    macs += counts[0] * config.head_dim * config.num_outputs
-    return Cost(macs, tokens)
+    return stages
 
 
 def _merged(merge: Merge | None, size: tuple[int, int], dim: int) -> tuple[int, int]:

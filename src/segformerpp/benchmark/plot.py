@@ -11,16 +11,18 @@ from segformerpp.errors import UsageError
 
 #: The formats that matplotlib writes and people want.
 FORMATS = (".png", ".svg", ".pdf")
+#: The same for figures with photographs in them.
+PHOTO_FORMATS = (*FORMATS, ".jpg", ".jpeg")
 
 
-def check(path: Path, key: str = "plot") -> None:
+def check(path: Path, key: str = "plot", formats: Sequence[str] = FORMATS) -> None:
     """Refuse what cannot be drawn; quick. `key` names the option in errors.
 
     Raises:
-        UsageError: if matplotlib is missing, or the file's format is not one of `FORMATS`.
+        UsageError: if matplotlib is missing, or the file's format is not one of `formats`.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{key}: a file ending in {', '.join(FORMATS)}, not {path}")
+    if path.suffix.lower() not in formats:
+        raise UsageError(f"{key}: a file ending in {', '.join(formats)}, not {path}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

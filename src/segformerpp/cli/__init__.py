@@ -19,6 +19,7 @@ from segformerpp import __version__
 from segformerpp.cli.bench import bench
 from segformerpp.cli.cache import cache
 from segformerpp.cli.eval import eval
+from segformerpp.cli.explain import explain
 from segformerpp.cli.export import export
 from segformerpp.cli.models import models
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, WRONG_USAGE
@@ -31,7 +32,7 @@ from segformerpp.terminal import complain, messages, show_choices
 
 Command = Callable[..., int]
 COMMANDS: tuple[Command, ...] = (
-    *(predict, eval, bench, train, tune, export),
+    *(predict, eval, bench, train, tune, export, explain),
     *(models, plans, cache),
 )
 
@@ -134,10 +135,14 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
             command.add_argument("--config", action="config", help="YAML file with settings")
             command.add_class_arguments(settings, as_group=False)
         flags = [p.name for p in parameters if p.default is False]
-        lists = [p.name for p in parameters if p.default is p.empty]
-        for name in lists:
-            command.add_argument(name, nargs="+", metavar=name.upper()[:-1], help=helps[name])
-        command.add_function_arguments(function, as_group=False, skip={"settings", *flags, *lists})
+        inputs = [p.name for p in parameters if p.default is p.empty]
+        for name in inputs:
+            if get_type_hints(function)[name] is str:
+                command.add_argument(name, metavar=name.upper(), help=helps[name])
+            else:
+                command.add_argument(name, nargs="+", metavar=name.upper()[:-1], help=helps[name])
+        skip = {"settings", *flags, *inputs}
+        command.add_function_arguments(function, as_group=False, skip=skip)
         for name in flags:
             command.add_argument(f"--{name}", action="store_true", help=helps[name])
     return parser

@@ -40,6 +40,12 @@ class Match(Protocol):
         None where all groups are of one size.
         """
 
+    def numbers(self, x: Tensor) -> Tensor:
+        """The group that each token is averaged into, from 0 to M - 1: (B, N) or (1, N).
+
+        On the device of `x`.
+        """
+
 
 class Matches(NamedTuple):
     """What a block's queries and keys/values are merged by."""
@@ -95,6 +101,9 @@ class _Groups:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         sizes = self._sizes(x.new_zeros((), dtype=wide))
         return sizes.log().to(x.dtype).view(-1, self.count)
+
+    def numbers(self, x: Tensor) -> Tensor:
+        return self.group
 
     def _sizes(self, like: Tensor) -> Tensor:
         b, n = self.group.shape
@@ -171,6 +180,9 @@ class _Pool1d:
             return None
         return constant(_log_inside, x.device, 1, n, 1, self.s).to(x.dtype)
 
+    def numbers(self, x: Tensor) -> Tensor:
+        return constant(_cells, x.device, 1, self.grid[0] * self.grid[1], 1, self.s)
+
 
 @dataclass(frozen=True, slots=True)
 class _Pool2d:
@@ -191,11 +203,20 @@ class _Pool2d:
             return None
         return constant(_log_inside, x.device, *self.grid, self.sy, self.sx).to(x.dtype)
 
+    def numbers(self, x: Tensor) -> Tensor:
+        return constant(_cells, x.device, *self.grid, self.sy, self.sx)
+
 
 def _log_inside(h: int, w: int, sy: int, sx: int) -> np.ndarray:
     """Logarithms of how many tokens each cell has, (1, M): those at the edge have fewer."""
     rows, columns = (np.minimum(n - np.arange(0, n, s), s) for n, s in ((h, sy), (w, sx)))
     return np.log(rows[:, None] * columns).reshape(1, -1)
+
+
+def _cells(h: int, w: int, sy: int, sx: int) -> np.ndarray:
+    """Which cell each token lies in, (1, N)."""
+    rows, columns = np.arange(h) // sy, np.arange(w) // sx
+    return (rows[:, None] * -(-w // sx) + columns).reshape(1, -1)
 
 
 def _nearest2d(h: int, w: int, sy: int, sx: int) -> np.ndarray:

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from segformerpp.benchmark.cost import cost
+from segformerpp.errors import ImageError, UsageError
+from segformerpp.explaining import explain, run
+from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.models import Segformer, SegformerConfig
+from segformerpp.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
+
+
+def test_labels_are_those_that_the_predictor_gives(pixels):
+    found = explain(pixels, merge="hq", stages=[3])
+    for plan, result in (("none", found.without), ("hq", found.merged)):
+        predict = Predictor(merge=plan, runtime="torch", precision="f32")
+        assert (predict(pixels).label_map == result.label_map).all()
+    assert found.agreement == 100 * (found.without.label_map == found.merged.label_map).mean()
+
+
+def test_rows(pixels):
+    found = explain(pixels, merge="hq", blocks="all")
+    rows = found.rows()
+    assert [row["what"] for row in rows] == ["image"] + ["stage"] * 4 + ["groups"] * 8
+    assert all(row["merge"] == "hq" and row["size"] == "96x160" for row in rows)
+    config = SegformerConfig.of_size("b0", num_outputs=11)
+    whole = cost(config, PRESETS["hq"], (96, 160)).macs / 1e9
+    assert rows[0]["gmacs"] == pytest.approx(whole, abs=1e-3)
+    for row in rows[1:5]:
+        assert 0 < row["attention_gmacs"] < row["attention_gmacs_none"]
+    third = [row for row in rows[5:] if row["stage"] == 3]
+    assert [(row["block"], row["part"], row["grid"]) for row in third] == [
+        (1, "q", "6x10"),
+        (2, "q", "6x10"),
+    ]
+    for row in third:
+        assert (row["tokens"], row["merged"], row["groups"]) == (60, 48, 12)
+        assert row["destinations"] == 2
+        assert row["largest_group"] <= 49
+
+
+def test_plans_that_only_shrink_have_no_groups(pixels):
+    found = explain(pixels, merge="downsample")
+    assert found.groupings == ()
+    assert found.cost.whole < found.cost_without.whole / 3
+    assert found.merged.label_map.shape == found.without.label_map.shape == (96, 160)
+
+
+def test_the_default_plan_is_the_models_or_hq(pixels, random_model: Segformer):
+    assert explain(pixels, random_model).plan == PRESETS["hq"]
+    random_model.merge_plan = "2x2"
+    try:
+        assert explain(pixels, random_model, blocks="first").plan == PRESETS["2x2"]
+        assert random_model.merge_plan == PRESETS["2x2"]  # a copy is looked at
+    finally:
+        random_model.merge_plan = MergePlan()
+
+
+def test_large_images_are_explained_at_a_smaller_size(pixels, monkeypatch):
+    monkeypatch.setattr(run, "MOST_PIXELS", 96 * 160 // 4)
+    found = explain(pixels, merge="2x2", stages=[4])
+    assert found.size == (48, 80)
+    assert found.own_size == (96, 160)
+    assert explain(pixels, merge="2x2", stages=[4], size=(64, 64)).size == (64, 64)
+
+
+def test_grids_too_small_for_the_plan(pixels):
+    found = explain(pixels[:40, :40], merge="q4:mode=bsm,r=0.8,sx=4,sy=4")
+    assert [g.merged for g in found.groupings] == [0]
+    assert found.rows()[-1]["similarity"] is None
+    assert found.agreement == 100
+
+
+def test_models_without_class_names(pixels):
+    model = Segformer(SegformerConfig.of_size("b0", num_outputs=7))
+    found = explain(pixels, model, stages=[4])
+    assert found.merged.labels[6] == "class 6"
+
+
+def test_people():
+    pixels = np.random.default_rng(1).integers(0, 255, (90, 200, 3), np.uint8)
+    box = (60, 10, 40, 70)
+    found = explain(pixels, "lsp-b0", "2x2", stages=[3], box=box)
+    for plan, result in (("none", found.without), ("2x2", found.merged)):
+        predict = Predictor("lsp-b0", merge=plan, runtime="torch", precision="f32")
+        expected = predict(pixels, boxes=[box]).keypoints
+        assert result.keypoints == pytest.approx(expected, abs=1e-3)
+    rows = found.rows()
+    assert [row["what"] for row in rows] == ["image", *["keypoint"] * 14, *["stage"] * 4, "groups"]
+    difference = found.merged.keypoints[0, :, :2] - found.without.keypoints[0, :, :2]
+    distances = np.linalg.norm(difference, axis=1)
+    assert [row["moved_px"] for row in rows[1:15]] == pytest.approx(distances, abs=0.01)
+    assert found.size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"merge": "none"}, "merge: none merges nothing"),
+        ({"stages": [5]}, "stages: a whole number from 1 to 4, not 5"),
+        ({"stages": [1]}, "stages: the plan merges nothing in stage 1, it does in 3, 4"),
+        ({"blocks": [3]}, "blocks: stage 3 has 2 blocks, and no block 3"),
+        ({"blocks": "middle"}, "blocks: first, last, all"),
+        ({"merge": "downsample", "stages": [1]}, "stages: the plan merges nothing in stage 1"),
+        ({"box": (0, 0, 9, 9)}, "box: for models of poses"),
+        ({"model": "lsp-b0", "merge": "downsample"}, "merge: plans that shrink"),
+        ({"model": "lsp-b0", "box": (0, 0, 0, 9)}, "box: x, y, width, height"),
+        ({"size": (99999, 99999)}, "size: at most"),
+        ({"size": (0, 9)}, "size: height and width"),
+        ({"device": "toaster"}, "device: "),
+    ],
+)
+def test_wrong_usage(pixels, arguments, text):
+    given = {"merge": "q34:mode=n2d,sx=2,sy=2", **arguments}
+    with pytest.raises(UsageError, match=f"^{text}"):
+        explain(pixels, **given)
+
+
+def test_more_than_a_figure_has_room_for(pixels):
+    model = Segformer(SegformerConfig.of_size("b5", num_outputs=2))
+    with pytest.raises(UsageError, match="52 rows are more than a figure has room for"):
+        explain(pixels, model, "2x2", blocks="all")
+
+
+def test_unreadable_image(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        explain(tmp_path / "missing.png", merge="hq")
+
+
+def test_figure_is_drawn_in_proportion(pixels):
+    found = explain(pixels, merge="balanced", stages=[1])
+    picture = found.plot()
+    assert isinstance(picture, Image.Image)
+    assert picture.mode == "RGB"
+    taller = explain(np.swapaxes(pixels, 0, 1), merge="balanced", stages=[1]).plot()
+    assert picture.width > taller.width
