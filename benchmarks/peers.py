@@ -52,7 +52,7 @@ def in_torch(
     import torch
 
     torch.set_num_threads(threads)
-    peer, x = _load(folder), torch.from_numpy(images(size))
+    peer, x = load(folder), torch.from_numpy(images(size))
 
     @torch.inference_mode()
     def run() -> object:
@@ -69,7 +69,7 @@ def to_onnxruntime(folder: str, size: tuple[int, int], converted: str) -> Prepar
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.peer = _load(folder)
+            self.peer = load(folder)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.peer(x).logits
@@ -103,7 +103,7 @@ def to_openvino(folder: str, size: tuple[int, int], converted: str) -> Prepared:
     x = torch.from_numpy(images(size))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = ov.convert_model(_load(folder), example_input=x, input=list(x.shape))
+        model = ov.convert_model(load(folder), example_input=x, input=list(x.shape))
     ov.save_model(model, converted, compress_to_fp16=False)
     return lambda: None, {}
 
@@ -124,7 +124,8 @@ def in_openvino(
     return lambda: network(x), {}
 
 
-def _load(folder: str) -> Any:
+def load(folder: str) -> Any:
+    """The peer, from a folder in its layout."""
     import transformers
 
     return transformers.SegformerForSemanticSegmentation.from_pretrained(

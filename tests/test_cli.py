@@ -236,7 +236,7 @@ def test_warnings_of_ours_are_one_line(
         (["a.png", "--precision", "x"], "precision: one of auto, f32"),
         (["a.png", "--runtime", "torch", "--precision", "f16"], "use bf16 or f32"),
         (["a.png", "--device", "x"], "device: one of auto, cpu"),
-        (["a.png", "--save", "x"], "save: any of labels, overlay, color, probs, not 'x'"),
+        (["a.png", "--save", "x"], "save: any of labels, overlay, color, probs, polygons, not 'x'"),
         (["a.png", "--out", "a.png"], "out: cannot write to a.png"),
         (["a.png", "--json", "."], "json: . is a folder"),
         (["a.png", "--foo"], "unrecognized arguments: --foo"),

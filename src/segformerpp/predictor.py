@@ -22,7 +22,7 @@ from segformerpp.batching import Failure, Outcome, Prepared, groups, known
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.data.behind import run_ahead, run_behind
 from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
-from segformerpp.data.labels import describe
+from segformerpp.data.labels import class_ids, describe
 from segformerpp.data.skeletons import describe_poses
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
@@ -78,6 +78,8 @@ class Predictor:
             most; see `tile`.
         probabilities: whether results carry class probabilities (large: 2 bytes for each class
             and pixel).
+        classes: names or ids of the classes that results are about, see `class_ids`: pixels of
+            others are ignored in them (see `SegmentationResult.only`). None for all.
         flip: for poses: whether to look at everyone in a mirror too, and take the mean: a little
             better, in twice the time.
         detector: for poses: finds the people in an image (H, W, 3) uint8 for which no boxes are
@@ -116,6 +118,7 @@ class Predictor:
         overlap: SupportsIndex | Size | None = None,
         batch: int = 1,
         probabilities: bool = False,
+        classes: str | Iterable[str | int] | None = None,
         flip: bool = False,
         detector: Callable[[np.ndarray], Boxes] | None = None,
         calibrate: str | Path | None = None,
@@ -133,8 +136,11 @@ class Predictor:
         self.metadata, self._plan = network.metadata, network.merge_plan
         if self.metadata.task == "pose":
             self.metadata = describe_poses(self.metadata, network.config.num_outputs)
-        classes = describe(self.metadata, network.config.num_outputs)
-        self.labels, self.palette = classes.labels, classes.palette
+            if classes is not None:
+                raise UsageError("classes: of models that segment")
+        known_classes = describe(self.metadata, network.config.num_outputs)
+        self.labels, self.palette = known_classes.labels, known_classes.palette
+        self._classes = None if classes is None else class_ids(classes, self.labels)
         scale = self._plan.input_scale
         self._least = math.ceil(network.config.min_image_size / scale)
         if self._size:
@@ -188,7 +194,11 @@ class Predictor:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What results depend on, with the keys that JSON rows have everywhere."""
+        """What results depend on, with the keys that JSON rows have everywhere.
+
+        And ``classes``, the names of those that were chosen, if any were.
+        """
+        chosen = self._classes and {"classes": [self.labels[i] for i in self._classes]}
         return {
             "model": self._name,
             "task": self.metadata.task,
@@ -198,6 +208,7 @@ class Predictor:
             "precision": self.runtime.precision,
             "device": self.runtime.device,
             "threads": self.runtime.threads,
+            **(chosen or {}),
         }
 
     @overload
@@ -450,15 +461,19 @@ class Predictor:
         softmax = None
         if self._probabilities:
             logits = logits[:, 0 : logits.shape[1]]  # those of windows can be read only once
-            softmax = segmentation.probabilities(logits, size)
+            softmax = segmentation.probabilities(logits, size, classes=self._classes)
+        label_map = segmentation.postprocess(logits, size)
+        if self._classes is not None:
+            label_map = segmentation.keep_classes(label_map, self._classes, len(self.labels))
         return SegmentationResult(
-            label_map=segmentation.postprocess(logits, size),
+            label_map=label_map,
             labels=self.labels,
             palette=self.palette,
             image=prepared.image,
             path=prepared.path,
             probabilities=softmax,
             network_seconds=seconds,
+            classes=self._classes,
         )
 
 

@@ -95,7 +95,10 @@ class VideosFolder:
         """
         output_paths(self.folder, "", self.what, self._outputs)
         if VIDEO_OUTPUTS.keys().isdisjoint(self.what) and not self._report:
-            raise UsageError(f"save: for videos {' or '.join(VIDEO_OUTPUTS)}, or use --json")
+            images_only = "polygons are for images; " if "polygons" in self.what else ""
+            raise UsageError(
+                f"save: {images_only}for videos {' or '.join(VIDEO_OUTPUTS)}, or use --json"
+            )
         check_writable("out", self.folder)
         if self._report:
             if self._report.is_dir():

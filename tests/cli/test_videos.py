@@ -110,7 +110,10 @@ def test_what_cannot_be_read_is_named(
     ("options", "said"),
     [
         ("clip.mp4 --save labels", "save: for videos overlay or color, or use --json"),
-        ("clip.mp4 --save nothing", "save: any of labels, overlay, color, probs, not 'nothing'"),
+        (
+            "clip.mp4 --save nothing",
+            "save: any of labels, overlay, color, probs, polygons, not 'nothing'",
+        ),
         ("clip.mp4 --start 2 --end 1", "end: later than start, which is 2"),
         ("clip.mp4 --start soon", "start: seconds, such as 12.5, or H:MM:SS, not 'soon'"),
         ("clip.mp4 --stride 0", "stride: a whole number from 1 up, not 0"),

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_saved_files(tmp_path: Path, classes: int) -> None:
     paths = found.save(tmp_path / "new", "deep/name.v2", OUTPUTS)
     assert paths == [
         tmp_path / "new" / "deep" / f"name.v2_{end}"
-        for end in ("labels.png", "overlay.png", "color.png", "probs.npz")
+        for end in ("labels.png", "overlay.png", "color.png", "probs.npz", "polygons.json")
     ]
     labels = Image.open(paths[0])
     assert labels.mode == ("L" if classes <= 256 else "I;16")
@@ -100,11 +101,42 @@ def test_saved_files(tmp_path: Path, classes: int) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(paths[2])), np.asarray(found.color_map()))
     assert found.probabilities is not None
     np.testing.assert_array_equal(np.load(paths[3])["probabilities"], found.probabilities)
-    assert len(list(paths[0].parent.iterdir())) == 4
+    assert np.load(paths[3])["class_ids"].tolist() == list(range(classes))
+    assert json.loads(paths[4].read_text()) == found.polygons()
+    assert len(list(paths[0].parent.iterdir())) == 5
+
+
+@pytest.mark.parametrize(("classes", "ignored"), [(11, 255), (256, 65535), (300, 65535)])
+def test_chosen_classes(tmp_path: Path, classes: int, ignored: int) -> None:
+    everything = result(60, 90, classes)
+    everything.label_map[:9, :9] = 7
+    found = everything.only([7, "CLASS 2"])
+    kept = np.isin(everything.label_map, (2, 7))
+    expected = np.where(kept, everything.label_map.astype(int), ignored)
+    np.testing.assert_array_equal(found.label_map, expected)
+    np.testing.assert_array_equal(found.shares[[2, 7]], everything.shares[[2, 7]])
+    assert set(found.row()["shares"]) == {"class 2", "class 7"}
+    overlay = np.asarray(found.plot(legend=False))
+    np.testing.assert_array_equal(overlay[kept], np.asarray(everything.plot(legend=False))[kept])
+    np.testing.assert_array_equal(overlay[~kept], found.image[~kept])
+    colours = np.asarray(found.color_map())
+    assert not colours[~kept].any()
+    coco = found.polygons()
+    assert [category["id"] for category in coco["categories"]] == [2, 7]
+    assert [annotation["category_id"] for annotation in coco["annotations"]] == [7]
+    labels, probs = found.save(tmp_path, "a", ["labels", "probs"])
+    np.testing.assert_array_equal(np.asarray(Image.open(labels)), found.label_map)
+    assert np.load(probs)["probabilities"].shape == (2, 60, 90)
+    assert np.load(probs)["class_ids"].tolist() == [2, 7]
+    fewer = found.only("class 7, class 1")
+    assert (fewer.classes, fewer.shares[2]) == ((7,), 0)
+    assert fewer.only("1").plot().size == (90, 60)  # nothing is left to put into a legend
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="any of labels, overlay, color, probs, not 'foo'"):
+    with pytest.raises(
+        UsageError, match="any of labels, overlay, color, probs, polygons, not 'foo'"
+    ):
         output_paths(tmp_path, "x", ["labels", "foo"])
     bare = SegmentationResult(
         np.zeros((2, 2), np.uint8), ("a",), ((1, 2, 3),), np.zeros((2, 2, 3), np.uint8)

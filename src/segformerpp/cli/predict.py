@@ -39,6 +39,7 @@ def predict(
     batch: int = 1,
     out: str = "segmented",
     save: str | None = None,
+    classes: str | None = None,
     json: str | None = None,
     start: str | None = None,
     end: str | None = None,
@@ -72,6 +73,7 @@ def predict(
       segformerpp predict street.jpg
       segformerpp predict photos/ "scans/*.tif" --out results --save labels,color
       segformerpp predict photos/ --merge fast --resume
+      segformerpp predict photos/ --save polygons,overlay --classes road,car
       segformerpp predict huge.png --tile 1024x1024
       segformerpp predict photos/ --precision int8 --calibrate photos/
       segformerpp predict drive.mp4 --start 1:30 --end 2:00
@@ -115,9 +117,13 @@ def predict(
         batch: how many images of equal size go through the network together, or fewer if --tile
             is auto and memory demands it
         out: folder for the results
-        save: what to write, any of labels, overlay, color (class colours alone) and probs (class
-            probabilities, as a NumPy file); of poses keypoints and overlay; of videos overlay and
-            color (default: labels,overlay or keypoints,overlay)
+        save: what to write, any of labels, overlay, color (class colours alone), probs (class
+            probabilities, as a NumPy file) and polygons (the regions of each class, from 64 pixels
+            up, as COCO's JSON for annotation tools); of poses keypoints and overlay; of videos
+            overlay and color (default: labels,overlay or keypoints,overlay)
+        classes: names or numbers of the only classes to show, such as road,car: pixels of others
+            are 255 in labels, unchanged in overlay, black in color; probs, polygons and the shares
+            of --json leave the others out (default: all)
         json: file for a list with an entry for each image: settings, time, class shares; of videos,
             a line for each frame
         start: where to begin in videos, in seconds or H:MM:SS (default: at the beginning)
@@ -177,6 +183,8 @@ def predict(
         raise UsageError("json: for images or for videos, not both; work on them in two runs")
     if videos:
         clips.check()
+        if "polygons" in what and not given:
+            say("polygons are for images; none are made of videos", quiet)
 
     @cache
     def predictor() -> Predictor:
@@ -199,6 +207,7 @@ def predict(
             overlap=overlaps,
             batch=batch,
             probabilities="probs" in what and bool(given),
+            classes=classes,
             flip=flip,
             detector=finder,
             calibrate=calibrate,

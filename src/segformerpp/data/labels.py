@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -71,6 +72,48 @@ def describe(metadata: Metadata, num_outputs: int) -> LabelSet:
         if _same_classes(labels, known.labels):
             return LabelSet(labels, known.palette)
     return LabelSet(labels, generated_palette(num_outputs))
+
+
+def class_ids(classes: str | Iterable[str | int], labels: tuple[str, ...]) -> tuple[int, ...]:
+    """The ids of classes that a person names.
+
+    Args:
+        classes: names, whatever their case, and ids; or a text of them with commas between. A name
+            that several classes have means all of them.
+        labels: the names by id.
+
+    Returns:
+        The ids, each once, in rising order.
+
+    Raises:
+        UsageError: if there are none, or one that is no class; it lists what there is.
+    """
+    wanted = [classes] if isinstance(classes, str) else list(classes)
+    names = [_plain(label) for label in labels]
+    found: set[int] = set()
+    for word in itertools.chain.from_iterable(_words(one, names) for one in wanted):
+        same = {i for i, name in enumerate(names) if name == word}
+        if not same and word.isdecimal() and int(word) < len(labels):
+            same = {int(word)}
+        if not same:
+            there = ", ".join(f"{label} ({i})" for i, label in enumerate(labels))
+            raise UsageError(f"classes: {word!r} is none of {there}")
+        found |= same
+    if not found:
+        raise UsageError("classes: one or more, names or numbers with commas between")
+    return tuple(sorted(found))
+
+
+def _words(classes: str | int, names: list[str]) -> list[str]:
+    """The parts of a text between commas; some names, such as "rail, railing", have one inside."""
+    text = _plain(str(classes))
+    if text in names:
+        return [text]
+    return [word for part in text.split(",") if (word := _plain(part))]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split()).casefold()
 
 
 @lru_cache(maxsize=64)

@@ -107,7 +107,9 @@ class _Layers:
 def _encode(stage: Any, scale: float, hidden_states: Tensor, **kwargs: Any) -> Tensor:
     """A stage: (B, C_in, H, W) -> (B, C, h, w); (B, N, C) if the last one is not to be reshaped."""
     patches = stage.patch_embeddings
-    x = patches.proj(shrink(hidden_states, scale))
+    # So that tokens are a view of what the convolution gives.
+    image = shrink(hidden_states, scale).contiguous(memory_format=torch.channels_last)
+    x = patches.proj(image)
     grid = (x.shape[2], x.shape[3])
     x = patches.layer_norm(to_tokens(x))
     matches: dict[int, Matches] = {}

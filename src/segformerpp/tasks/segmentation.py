@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import cv2
@@ -82,16 +82,41 @@ def postprocess(logits: LogitRows, size: Size) -> np.ndarray:
     return label_map
 
 
-def probabilities(logits: LogitRows, size: Size, dtype: DTypeLike = np.float16) -> np.ndarray:
-    """Resize logits to the image's size, then softmax: (K, H, W) of a floating type."""
-    out = np.empty((logits.shape[0], *size), dtype)
+def probabilities(
+    logits: LogitRows,
+    size: Size,
+    dtype: DTypeLike = np.float16,
+    classes: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Resize logits to the image's size, then softmax: (K, H, W) of a floating type.
+
+    With `classes`, (C, H, W): the planes of these alone, in their order. The softmax is over all.
+    """
+    kept = range(logits.shape[0]) if classes is None else classes
+    out = np.empty((len(kept), *size), dtype)
     for top, rows in _strips(logits, size):
         strip = np.stack([_widen(row, size[1]) for row in rows])
         strip -= strip.max(axis=0)
         np.exp(strip, out=strip)
         strip /= strip.sum(axis=0)
-        out[:, top : top + rows.shape[1]] = strip
+        out[:, top : top + rows.shape[1]] = strip if classes is None else strip[list(kept)]
     return out
+
+
+def ignored_label(num_classes: int) -> int:
+    """What a label map has where a pixel counts as none of its classes.
+
+    255, as everywhere; 65535 for 256 classes or more, of which 255 is one.
+    """
+    return 255 if num_classes < 256 else 65535
+
+
+def keep_classes(label_map: np.ndarray, classes: Sequence[int], num_classes: int) -> np.ndarray:
+    """A label map (H, W) in which only some classes count: all else is `ignored_label`."""
+    ignored = ignored_label(num_classes)
+    table = np.full(ignored + 1, ignored, np.uint8 if ignored == 255 else np.uint16)
+    table[list(classes)] = classes
+    return np.take(table, label_map)
 
 
 def _strips(logits: LogitRows, size: Size) -> Iterator[tuple[int, np.ndarray]]:
