@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from segformerpp.data.labels import describe
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.people import Boxes, PeopleFinder, checked_boxes
+from segformerpp.reuse import FramesNetwork, Turn, checked_reuse
 from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.tasks import segmentation
 from segformerpp.tasks.pose import PoseCodec, codec_of
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from segformerpp.models import Segformer
 
 logger = logging.getLogger(__name__)
+
+Network = Callable[[np.ndarray], np.ndarray]
 
 #: What `tile="auto"` means: images that would need more memory go in square tiles of this side,
 #: and no more images or tiles go together than fit into it.
@@ -74,6 +77,11 @@ class Predictor:
             and pixel).
         flip: for poses: whether to look at everyone in a mirror too, and take the mean: a little
             better, in twice the time.
+        reuse_match: in so many images of a `stream` in a row use what bipartite matching found in
+            the first of them, as long as the size stays: for videos, whose frames are alike. The
+            first is segmented as ever; the others then depend on it. Calls match anew. With the
+            runtimes torch, openvino and onnxruntime (but int8), and batches of 1; images that go
+            in tiles match by themselves.
         calibrate: a folder with some images like those to come, for the precision ``int8``;
             needed once for each model and plan.
         offline: whether to take models from the local cache only.
@@ -108,6 +116,7 @@ class Predictor:
         batch: int = 1,
         probabilities: bool = False,
         flip: bool = False,
+        reuse_match: int = 1,
         calibrate: str | Path | None = None,
         offline: bool = False,
         revision: str | None = None,
@@ -122,6 +131,10 @@ class Predictor:
         self.metadata, self.merge_plan = network.metadata, network.merge_plan
         classes = describe(network.metadata, network.config.num_outputs)
         self.labels, self.palette = classes.labels, classes.palette
+        self._reuse = checked_reuse(
+            *(reuse_match, self.merge_plan, self._batch, self.metadata.task),
+            tiles=tile not in ("auto", None),
+        )
         scale = self.merge_plan.input_scale
         self._least = math.ceil(network.config.min_image_size / scale)
         if self._size:
@@ -152,6 +165,7 @@ class Predictor:
         self._probabilities = probabilities
         codec = self._codec(network, tile, flip)
         self.runtime = runtimes.create(network, runtime, precision, device, threads, images)
+        self._matching = None if self._reuse == 1 else runtimes.matching(self.runtime)
         self._people: PeopleFinder | None = None
         if codec:
             self.metadata = replace(self.metadata, labels=self.labels)
@@ -161,7 +175,7 @@ class Predictor:
     @property
     def facts(self) -> dict[str, Any]:
         """What results depend on, with the keys that JSON rows have everywhere."""
-        return {
+        facts = {
             "model": self._name,
             "task": self.metadata.task,
             "batch": self._batch,
@@ -171,6 +185,7 @@ class Predictor:
             "device": self.runtime.device,
             "threads": self.runtime.threads,
         }
+        return facts if self._reuse == 1 else facts | {"reuse_match": self._reuse}
 
     @overload
     def __call__(self, image: ImageSource) -> SegmentationResult: ...
@@ -197,11 +212,52 @@ class Predictor:
         """
         if boxes is not None and self._people is None:
             raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
-        prepared = self._prepare(image, boxes="image" if boxes is None else boxes)
-        outcome = prepared if isinstance(prepared, Failure) else self._run([prepared])[0]()
+        return self._one(image, self.runtime, "image" if boxes is None else boxes)
+
+    def calls(
+        self, images: Iterable[ImageSource]
+    ) -> Iterator[Callable[[], SegmentationResult | PoseResult]]:
+        """Work on many images in threads of one's own; see `stream` for the usual way.
+
+        Args:
+            images: as for a single call; the next one is taken as the next call is.
+
+        Yields:
+            For each image what works on it, as a call of the predictor does, to be called once, in
+            any thread, in the order in which they came where it runs in one thread alone. Under
+            `reuse_match` they let each other go first.
+        """
+        if self._matching is None:
+            for image in images:
+                yield partial(self, image)
+            return
+        network, turn = self._network(), None
+        for image in images:
+            turn = Turn(turn)
+            yield partial(self._one, image, network, turn=turn)
+
+    def _one(
+        self,
+        image: ImageSource,
+        network: Network,
+        boxes: Boxes = "image",
+        turn: Turn | None = None,
+    ) -> SegmentationResult | PoseResult:
+        with turn or nullcontext():
+            prepared = self._prepare(image, boxes=boxes)
+            if turn:
+                turn.wait()
+            (finish,) = self._run(
+                prepared if isinstance(prepared, Failure) else [prepared], network
+            )
+        outcome = finish()
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
+
+    def _network(self) -> Network:
+        """What executes the network for the images of one source, in order."""
+        return FramesNetwork(self._matching, self._reuse) if self._matching else self.runtime
 
     def logits(self, image: ImageSource, size: Size | None = None) -> tuple[np.ndarray, float]:
         """What the network gives for one image, before it is resized to the image's size.
@@ -261,6 +317,8 @@ class Predictor:
     ) -> Iterator[SegmentationResult] | Iterator[PoseResult]:
         """Work on many images; results come in order, and equal those of single calls.
 
+        Under `reuse_match` those of every so many-th do.
+
         Some images are taken and decoded ahead of the network, and results are finished behind
         it, in other threads.
 
@@ -293,7 +351,8 @@ class Predictor:
 
         with closing(run_ahead(prepare, images, _WORKERS, self._ahead)) as prepared:
             batches = groups(prepared, self._together)
-            steps = (step for batch in batches for step in self._run(batch))
+            network = self._network()
+            steps = (step for batch in batches for step in self._run(batch, network))
             with closing(run_behind(steps, _WORKERS, waiting=self._batch)) as outcomes:
                 for outcome in outcomes:
                     if not isinstance(outcome, Failure):
@@ -348,7 +407,9 @@ class Predictor:
         """How many images or windows of this size go through the network together."""
         return max(1, min(self._batch, self._most_pixels // math.prod(size)))
 
-    def _run(self, group: list[Prepared] | Failure) -> list[Callable[[], Outcome]]:
+    def _run(
+        self, group: list[Prepared] | Failure, network: Network
+    ) -> list[Callable[[], Outcome]]:
         """Send images through the network; what is left to do for each is returned."""
         if isinstance(group, Failure):
             return [known(group)]
@@ -357,17 +418,17 @@ class Predictor:
                 return [known(self._run_people(group[0], group[0].boxes))]
             if group[0].input is None:
                 return [known(self._run_tiled(group[0]))]
-            return self._run_whole(group)
+            return self._run_whole(group, network)
         except (MemoryLimitError, MemoryError) as error:
             failure = Failure.of_memory(group[0].source, error)
         # Not in the handler, where the error keeps alive what the network had allocated.
         if len(group) > 1:
-            return [step for image in group for step in self._run([image])]
+            return [step for image in group for step in self._run([image], network)]
         return [known(failure)]
 
-    def _run_whole(self, group: list[Prepared]) -> list[Callable[[], Outcome]]:
+    def _run_whole(self, group: list[Prepared], network: Network) -> list[Callable[[], Outcome]]:
         start = time.perf_counter()
-        logits = self.runtime(np.stack([image.input for image in group if image.input is not None]))
+        logits = network(np.stack([image.input for image in group if image.input is not None]))
         seconds = (time.perf_counter() - start) / len(group)
         return [
             partial(self._try_to_finish, image, its_logits, seconds)

@@ -47,6 +47,7 @@ def predict(
     end: str | None = None,
     stride: int = 1,
     reconnect: float = 30.0,
+    reuse_match: int = 1,
     boxes: str | None = None,
     flip: bool = False,
     calibrate: str | None = None,
@@ -76,6 +77,7 @@ def predict(
       segformerpp predict photos/ --precision int8 --calibrate photos/
       segformerpp predict drive.mp4 --start 1:30 --end 2:00
       segformerpp predict rtsp://camera.local/stream --end 60
+      segformerpp predict drive.mp4 --merge hq --reuse-match 4
       segformerpp predict 0 --json frames.jsonl
       segformerpp predict photos/ --model lsp-b0 --boxes people.json
       segformerpp predict photos/ --model nvidia/segformer-b5-finetuned-cityscapes-1024-1024
@@ -118,6 +120,9 @@ def predict(
         end: where to end in videos; of live sources, how long to record (default: at the end)
         stride: segment every so many-th frame of a video only; each stays until the next
         reconnect: for how many seconds to look for a live source that was lost
+        reuse_match: for videos: in so many frames in a row, merge what was matched in the first of
+            them: for frames that are alike. Saves the matching, and changes labels where something
+            moves (--runtime openvino, onnxruntime or torch; a plan that matches, such as hq)
         boxes: for poses: where people are, as COCO's JSON, or as a text file with a line for each:
             the image's name, x, y, width, height; images that are not in it have nobody
         flip: for poses: look at everyone in a mirror too, and take the mean
@@ -152,6 +157,8 @@ def predict(
     given, videos = split_sources(sources, clips.outputs)
     if people is not None and outputs is OUTPUTS:
         raise UsageError(f"boxes: for models of poses, and {model} is one of segmentation")
+    if reuse_match != 1 and given:
+        raise UsageError("reuse-match: for videos; images have little in common")
     if people is not None and videos:
         raise UsageError("boxes: for images; in videos one person fills the frame")
     if given and videos and json:
@@ -176,6 +183,7 @@ def predict(
             batch=batch,
             probabilities="probs" in what and bool(given),
             flip=flip,
+            reuse_match=reuse_match,
             calibrate=calibrate,
             offline=offline,
             revision=revision,
