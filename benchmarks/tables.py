@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/performance.md", "docs/small-boards.md", "docs/accuracy.md")
+PAGES = ("docs/performance.md", "docs/small-boards.md", "docs/accuracy.md", "docs/video.md")
 PLANS = ("none", "hq", "fast", "2x2")
 Row = dict[str, Any]
 
@@ -110,6 +110,17 @@ def training(rows: list[Row]) -> Iterable[list[str]]:
         yield [model.upper(), "peak MB", f"{peer['peak_memory_mb']:.0f}", *memory]
 
 
+def reuse_match(rows: list[Row]) -> Iterable[list[str]]:
+    """Labels that stay where several frames share a match: a row for each plan."""
+    shared = list(dict.fromkeys(row["reuse_match"] for row in rows))
+    yield ["plan", "frames", *(f"N = {frames}" for frames in shared)]
+    for plan, group in groupby(rows, lambda r: r["merge"]):
+        found = {row["reuse_match"]: row for row in group}
+        row = found[shared[0]]
+        cells = [f"{found[frames]['agreement']:.2f} %" for frames in shared]
+        yield [f"`{plan}`", f"{row['frames']} of {row['video']}, {row['size']}", *cells]
+
+
 TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "peers": peers,
     "memory": memory,
@@ -118,6 +129,7 @@ TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "int8": int8,
     "accuracy": accuracy,
     "training": training,
+    "reuse_match": reuse_match,
 }
 
 

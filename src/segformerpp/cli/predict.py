@@ -158,7 +158,7 @@ def predict(
     if people is not None and outputs is OUTPUTS:
         raise UsageError(f"boxes: for models of poses, and {model} is one of segmentation")
     if reuse_match != 1 and given:
-        raise UsageError("reuse-match: for videos; images have little in common")
+        raise UsageError("reuse_match: for videos; images are matched one by one")
     if people is not None and videos:
         raise UsageError("boxes: for images; in videos one person fills the frame")
     if given and videos and json:
