@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = (
     *("docs/performance.md", "docs/small-boards.md", "docs/accuracy.md"),
-    "docs/transformers.md",
+    *("docs/transformers.md", "docs/video.md"),
 )
 PLANS = ("none", "hq", "fast", "2x2")
 Row = dict[str, Any]
@@ -147,6 +147,17 @@ def accelerated(rows: list[Row]) -> Iterable[list[str]]:
             yield [" ".join(key), name, *cells]
 
 
+def reuse_match(rows: list[Row]) -> Iterable[list[str]]:
+    """Labels that stay where several frames share a match: a row for each plan."""
+    shared = list(dict.fromkeys(row["reuse_match"] for row in rows))
+    yield ["plan", "frames", *(f"N = {frames}" for frames in shared)]
+    for plan, group in groupby(rows, lambda r: r["merge"]):
+        found = {row["reuse_match"]: row for row in group}
+        row = found[shared[0]]
+        cells = [f"{found[frames]['agreement']:.2f} %" for frames in shared]
+        yield [f"`{plan}`", f"{row['frames']} of {row['video']}, {row['size']}", *cells]
+
+
 TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "peers": peers,
     "memory": memory,
@@ -157,6 +168,7 @@ TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "poses": poses,
     "training": training,
     "accelerated": accelerated,
+    "reuse_match": reuse_match,
 }
 
 

@@ -1,10 +1,11 @@
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ class Inverter:
             time.sleep(self._seconds)
             self.calls += 1
             return Inverted(image)
+
+    def calls(self, images: Iterable[np.ndarray]) -> Iterator[Callable[[], Inverted]]:
+        return (partial(self, image) for image in images)
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Inverted]:
         return map(self, images)

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.merging.plan import is_auto
 from segformerpp.people import Boxes, PeopleFinder, checked_boxes
+from segformerpp.reuse import FramesNetwork, Turn, checked_reuse
 from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.tasks import segmentation
 from segformerpp.tasks.pose import PoseCodec, codec_of
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from segformerpp.models import Segformer
 
 logger = logging.getLogger(__name__)
+
+Network = Callable[[np.ndarray], np.ndarray]
 
 #: What `tile="auto"` means: images that would need more memory go in square tiles of this side,
 #: and no more images or tiles go together than fit into it.
@@ -85,6 +88,11 @@ class Predictor:
         detector: for poses: finds the people in an image (H, W, 3) uint8 for which no boxes are
             given, such as a `PersonDetector`; called in several threads. None for one person who
             fills the image.
+        reuse_match: in so many images of a `stream` in a row use what bipartite matching found in
+            the first of them, as long as the size stays: for videos, whose frames are alike. The
+            first is segmented as ever; the others then depend on it. Calls match anew. With the
+            runtimes torch, openvino and onnxruntime (but int8), and batches of 1; images that go
+            in tiles match by themselves.
         calibrate: a folder with some images like those to come, for the precision ``int8``;
             needed once for each model and plan.
         offline: whether to take models from the local cache only.
@@ -121,6 +129,7 @@ class Predictor:
         classes: str | Iterable[str | int] | None = None,
         flip: bool = False,
         detector: Callable[[np.ndarray], Boxes] | None = None,
+        reuse_match: int = 1,
         calibrate: str | Path | None = None,
         offline: bool = False,
         revision: str | None = None,
@@ -141,6 +150,12 @@ class Predictor:
         known_classes = describe(self.metadata, network.config.num_outputs)
         self.labels, self.palette = known_classes.labels, known_classes.palette
         self._classes = None if classes is None else class_ids(classes, self.labels)
+        if automatic and reuse_match != 1:
+            raise UsageError("reuse_match: with a plan, not with merge auto")
+        self._reuse = checked_reuse(
+            *(reuse_match, self._plan, self._batch, self.metadata.task),
+            tiles=tile not in ("auto", None),
+        )
         scale = self._plan.input_scale
         self._least = math.ceil(network.config.min_image_size / scale)
         if self._size:
@@ -181,6 +196,7 @@ class Predictor:
         self.runtime = self._auto or runtimes.create(
             network, runtime, precision, device, threads, images
         )
+        self._matching = None if self._reuse == 1 else runtimes.matching(self.runtime)
         self._people: PeopleFinder | None = None
         if codec:
             together = self._together(codec.size)
@@ -199,7 +215,7 @@ class Predictor:
         And ``classes``, the names of those that were chosen, if any were.
         """
         chosen = self._classes and {"classes": [self.labels[i] for i in self._classes]}
-        return {
+        facts = {
             "model": self._name,
             "task": self.metadata.task,
             "batch": self._batch,
@@ -210,6 +226,7 @@ class Predictor:
             "threads": self.runtime.threads,
             **(chosen or {}),
         }
+        return facts if self._reuse == 1 else facts | {"reuse_match": self._reuse}
 
     @overload
     def __call__(self, image: ImageSource) -> SegmentationResult: ...
@@ -237,11 +254,52 @@ class Predictor:
         """
         if boxes is not None and self._people is None:
             raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
-        prepared = self._prepare(image, boxes=boxes)
-        outcome = prepared if isinstance(prepared, Failure) else self._run([prepared])[0]()
+        return self._one(image, self.runtime, boxes)
+
+    def calls(
+        self, images: Iterable[ImageSource]
+    ) -> Iterator[Callable[[], SegmentationResult | PoseResult]]:
+        """Work on many images in threads of one's own; see `stream` for the usual way.
+
+        Args:
+            images: as for a single call; the next one is taken as the next call is.
+
+        Yields:
+            For each image what works on it, as a call of the predictor does, to be called once, in
+            any thread, in the order in which they came where it runs in one thread alone. Under
+            `reuse_match` they let each other go first.
+        """
+        if self._matching is None:
+            for image in images:
+                yield partial(self, image)
+            return
+        network, turn = self._network(), None
+        for image in images:
+            turn = Turn(turn)
+            yield partial(self._one, image, network, turn=turn)
+
+    def _one(
+        self,
+        image: ImageSource,
+        network: Network,
+        boxes: Boxes | None = None,
+        turn: Turn | None = None,
+    ) -> SegmentationResult | PoseResult:
+        with turn or nullcontext():
+            prepared = self._prepare(image, boxes=boxes)
+            if turn:
+                turn.wait()
+            (finish,) = self._run(
+                prepared if isinstance(prepared, Failure) else [prepared], network
+            )
+        outcome = finish()
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
+
+    def _network(self) -> Network:
+        """What executes the network for the images of one source, in order."""
+        return FramesNetwork(self._matching, self._reuse) if self._matching else self.runtime
 
     def logits(self, image: ImageSource, size: Size | None = None) -> tuple[np.ndarray, float]:
         """What the network gives for one image, before it is resized to the image's size.
@@ -301,6 +359,8 @@ class Predictor:
     ) -> Iterator[SegmentationResult] | Iterator[PoseResult]:
         """Work on many images; results come in order, and equal those of single calls.
 
+        Under `reuse_match` those of every so many-th do.
+
         Some images are taken and decoded ahead of the network, and results are finished behind
         it, in other threads.
 
@@ -334,7 +394,8 @@ class Predictor:
 
         with closing(run_ahead(prepare, images, _WORKERS, self._ahead)) as prepared:
             batches = groups(prepared, self._together)
-            steps = (step for batch in batches for step in self._run(batch))
+            network = self._network()
+            steps = (step for batch in batches for step in self._run(batch, network))
             with closing(run_behind(steps, _WORKERS, waiting=self._batch)) as outcomes:
                 for outcome in outcomes:
                     if not isinstance(outcome, Failure):
@@ -388,7 +449,9 @@ class Predictor:
         """How many images or windows of this size go through the network together."""
         return max(1, min(self._batch, self._most_pixels // math.prod(size)))
 
-    def _run(self, group: list[Prepared] | Failure) -> list[Callable[[], Outcome]]:
+    def _run(
+        self, group: list[Prepared] | Failure, network: Network
+    ) -> list[Callable[[], Outcome]]:
         """Send images through the network; what is left to do for each is returned."""
         if isinstance(group, Failure):
             return [known(group)]
@@ -397,17 +460,17 @@ class Predictor:
                 return [known(self._run_people(group[0], group[0].boxes))]
             if group[0].input is None:
                 return [known(self._run_tiled(group[0]))]
-            return self._run_whole(group)
+            return self._run_whole(group, network)
         except (MemoryLimitError, MemoryError) as error:
             failure = Failure.of_memory(group[0].source, error)
         # Not in the handler, where the error keeps alive what the network had allocated.
         if len(group) > 1:
-            return [step for image in group for step in self._run([image])]
+            return [step for image in group for step in self._run([image], network)]
         return [known(failure)]
 
-    def _run_whole(self, group: list[Prepared]) -> list[Callable[[], Outcome]]:
+    def _run_whole(self, group: list[Prepared], network: Network) -> list[Callable[[], Outcome]]:
         start = time.perf_counter()
-        logits = self.runtime(np.stack([image.input for image in group if image.input is not None]))
+        logits = network(np.stack([image.input for image in group if image.input is not None]))
         seconds = (time.perf_counter() - start) / len(group)
         return [
             partial(self._try_to_finish, image, its_logits, seconds)

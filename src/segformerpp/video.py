@@ -47,8 +47,8 @@ R_co = TypeVar("R_co", bound=Result, covariant=True)
 class FramePredictor(Protocol[R_co]):
     """What videos need of a predictor, whatever its task."""
 
-    def __call__(self, image: np.ndarray) -> R_co:
-        """Work on one frame, (H, W, 3) uint8 RGB; in several threads at a time."""
+    def calls(self, images: Iterable[np.ndarray]) -> Iterator[Callable[[], R_co]]:
+        """What works on each frame, (H, W, 3) uint8 RGB; called in several threads at a time."""
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[R_co]:
         """Work on many, in order."""
@@ -169,17 +169,19 @@ def _results(
     def wanted(frames: Iterable[Frame]) -> Iterator[Frame]:
         return takewhile(lambda _: not stop.is_set(), frames)
 
-    def work(frame: Frame) -> tuple[Frame, R]:
-        return frame, predictor(frame.image)
+    def work(call: tuple[Frame, Callable[[], R]]) -> tuple[Frame, R]:
+        return call[0], call[1]()
 
+    under_way: deque[Frame] = deque()
     try:
         if reader.live:
             # No frame is taken before there is somebody to work on it: it would get old.
-            ahead = run_ahead(work, wanted(reader), _LIVE_WORKERS, lambda _: _LIVE_WORKERS)
+            calls = predictor.calls(_noted(wanted(reader), under_way))
+            of_frames = ((under_way.popleft(), call) for call in calls)
+            ahead = run_ahead(work, of_frames, _LIVE_WORKERS, lambda _: _LIVE_WORKERS)
             with closing(ahead) as results:
                 yield from results
             return
-        under_way: deque[Frame] = deque()
         with closing(read_ahead(reader, _WAITING)) as frames:
             for result in predictor.stream(_noted(wanted(frames), under_way)):
                 yield under_way.popleft(), result

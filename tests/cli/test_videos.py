@@ -72,6 +72,17 @@ def test_options_of_videos(predict: Callable[..., int], here: Path) -> None:
     assert float(frames[-1].time + frames[-1].duration) == pytest.approx(1)
 
 
+def test_reusing_matches(predict: Callable[..., int], here: Path) -> None:
+    rows = {}
+    for frames in (1, 3):
+        options = f"--merge fast --end 0.7 --reuse-match {frames} --save labels --json r.jsonl"
+        assert predict("clip.mp4", *options.split()) == 0
+        lines = (here / "r.jsonl").read_text().splitlines()
+        rows[frames] = [json.loads(line)["shares"] for line in lines]
+    assert len(rows[3]) == 7
+    assert rows[3][::3] == rows[1][::3]
+
+
 def test_videos_beside_images(predict: Callable[..., int], here: Path, capsys: Captured) -> None:
     assert predict("a.png", "clip.mp4", "--end", "0.2") == 0
     outputs = ["a_labels.png", "a_overlay.png", "clip_overlay.mp4"]
@@ -119,6 +130,8 @@ def test_what_cannot_be_read_is_named(
         ("clip.mp4 --stride 0", "stride: a whole number from 1 up, not 0"),
         ("clip.mp4 --reconnect -1", "reconnect: seconds, from 0 up, not -1.0"),
         ("ftp://x/a.mp4", "ftp://x/a.mp4: an address begins with one of http, https, rtmp"),
+        ("clip.mp4 a.png --reuse-match 2", "reuse_match: for videos; images are matched one by"),
+        ("clip.mp4 --reuse-match 2", "reuse_match: nothing is matched (bsm) in the plan none"),
         ("clip.mp4 --json .", "json: . is a folder, not a file"),
     ],
 )

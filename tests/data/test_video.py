@@ -1,3 +1,4 @@
+import gc
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -190,3 +191,31 @@ def test_highway(shared: Path) -> None:
     assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(5)]
     assert frames[0].image.shape == (540, 960, 3)
     assert VideoReader(shared / "data/media/highway.mp4").count == 221
+
+
+def test_what_a_frame_takes_goes_with_it(tmp_path: Path) -> None:
+    """Its memory and that of its converter, without waiting for Python to look for circles."""
+    path = make_video(tmp_path / "a.mp4", range(100))
+
+    def alive() -> int:
+        return sum(isinstance(found, av.VideoFrame) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        frames = iter(VideoReader(path))
+        next(frames)
+        threads = threads_of_the_process()
+        for _ in range(80):
+            next(frames)
+        assert alive() - before < 10
+        assert threads_of_the_process() <= threads
+    finally:
+        gc.enable()
+
+
+def threads_of_the_process() -> int:
+    """All of them, Python's and others (on Linux)."""
+    folder = Path("/proc/self/task")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0

@@ -1,5 +1,6 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,13 @@ def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     error = runtime._errors[0]("Failed to allocate memory for requested buffer of size 9")
 
     class Session:
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="images")]
+
         def run(self, *_: object) -> None:
             raise error
 
-    monkeypatch.setattr(runtime, "_session", lambda _: Session())
+    monkeypatch.setattr(runtime, "_session", lambda *_: Session())
     with pytest.raises(MemoryLimitError, match="1 x 64 x 32 pixels do not fit"):
         runtime(np.zeros((1, 3, 64, 32), np.float32))
 

@@ -45,6 +45,7 @@ def predict(
     end: str | None = None,
     stride: int = 1,
     reconnect: float = 30.0,
+    reuse_match: int = 1,
     boxes: str | None = None,
     detector: str | None = None,
     detector_threshold: float = 0.5,
@@ -78,6 +79,7 @@ def predict(
       segformerpp predict photos/ --precision int8 --calibrate photos/
       segformerpp predict drive.mp4 --start 1:30 --end 2:00
       segformerpp predict rtsp://camera.local/stream --end 60
+      segformerpp predict drive.mp4 --merge hq --reuse-match 4
       segformerpp predict 0 --json frames.jsonl
       segformerpp predict jump.jpg --task pose
       segformerpp predict photos/ --task pose --boxes people.json
@@ -130,6 +132,9 @@ def predict(
         end: where to end in videos; of live sources, how long to record (default: at the end)
         stride: segment every so many-th frame of a video only; each stays until the next
         reconnect: for how many seconds to look for a live source that was lost
+        reuse_match: for videos: in so many frames in a row, merge what was matched in the first of
+            them: for frames that are alike. Saves the matching, and changes labels where something
+            moves (--runtime openvino, onnxruntime or torch; a plan that matches, such as hq)
         boxes: for poses: where people are, as COCO's JSON, or as a text file with a line for each:
             the image's name, x, y, width, height; images that are not in it have nobody
         detector: for poses: what finds people, in videos in every frame: an object detector of
@@ -179,6 +184,8 @@ def predict(
         raise UsageError("boxes: given, or found by a detector; not both")
     if boxes and videos:
         raise UsageError("boxes: for images; in videos a --detector finds people")
+    if reuse_match != 1 and given:
+        raise UsageError("reuse_match: for videos; images are matched one by one")
     if given and videos and json:
         raise UsageError("json: for images or for videos, not both; work on them in two runs")
     if videos:
@@ -210,6 +217,7 @@ def predict(
             classes=classes,
             flip=flip,
             detector=finder,
+            reuse_match=reuse_match,
             calibrate=calibrate,
             offline=offline,
             revision=revision,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import av
 import av.error
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
+from av.video.reformatter import Colorspace
 
 from segformerpp.data.video_sources import without_password
 from segformerpp.errors import VideoError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from av.buffer import Buffer
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
 #: How long a source on the network may take to answer, or to send the next packet, in seconds.
@@ -97,16 +100,24 @@ def decode(
             raise
 
 
-def upright(frame: VideoFrame) -> tuple[np.ndarray, bool]:
+def upright(frame: VideoFrame, reformatter: VideoReformatter) -> tuple[np.ndarray, bool]:
     """Decode a frame's colours and turn it as its display matrix says.
+
+    Args:
+        frame: as it was decoded.
+        reformatter: one for all frames of a source. Each has threads and tables of its own, and a
+            frame that is asked to reformat itself makes one and keeps it.
 
     Returns:
         (H, W, 3) uint8 RGB, and whether rows have become columns.
     """
     # Where nothing is said, players take videos of this height to be in the colours of HDTV.
-    colours = "ITU709" if frame.colorspace == _UNSTATED and frame.height >= 720 else None
-    image = frame.to_ndarray(format="rgb24", src_colorspace=colours)
-    side_data: Mapping[SideData, Buffer] = frame.side_data  # type: ignore[assignment]
+    colours = Colorspace.ITU709 if frame.colorspace == _UNSTATED and frame.height >= 720 else None
+    rgb = reformatter.reformat(frame, format="rgb24", src_colorspace=colours)
+    image = rgb.to_ndarray()
+    # Not `frame.side_data`, which the frame would keep. That refers to the frame in turn, whose
+    # memory would then be freed only when Python looks for circles.
+    side_data: Mapping[SideData, Buffer] = SideDataContainer(frame)  # type: ignore[call-arg, assignment]
     if (matrix := side_data.get(SideData.DISPLAYMATRIX)) is None:
         return np.asarray(image, np.uint8), False
     # Of (x, y) the place on the screen is (a x + c y, b x + d y), in 16.16 fixed point.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import av.error
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from segformerpp.data.containers import (
     TIMEOUT_SECONDS,
@@ -180,9 +181,10 @@ class LiveReader:
                 stream = video_stream(container, self.name)
                 self.rate = _stated_rate(stream)
                 aspect = stream.sample_aspect_ratio or Fraction(1)
+                reformatter = VideoReformatter()
                 with closing(decode(container, stream, self._count_broken)) as frames:
                     for frame in frames:
-                        image, transposed = upright(frame)
+                        image, transposed = upright(frame, reformatter)
                         shape = 1 / aspect if transposed else aspect
                         yield _Picture(image, shape, time.monotonic())
         except (av.error.FFmpegError, OSError) as error:

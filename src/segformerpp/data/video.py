@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from segformerpp.data.containers import (
     av_reason,
@@ -111,10 +112,10 @@ class VideoReader:
         Raises:
             VideoError: if it can no longer be read, or nothing in it could be decoded.
         """
-        count = 0
+        count, reformatter = 0, VideoReformatter()
         with closing(self._timed()) as frames:
             for frame, when, duration in frames:
-                image, transposed = upright(frame)
+                image, transposed = upright(frame, reformatter)
                 aspect = 1 / self._aspect if transposed else self._aspect
                 yield Frame(image, when, duration, aspect, time.monotonic())
                 count += 1

@@ -13,6 +13,7 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from segformerpp.data.containers import av_reason
 from segformerpp.data.files import whole_file
@@ -67,6 +68,7 @@ class VideoWriter:
         self._rate, self._time_base, self._shift = rate, time_base, shift
         self._audio_source = audio
         self._stack = ExitStack()
+        self._reformatter = VideoReformatter()
         self._video: VideoStream | None = None
         self._sound: Sound | None = None
         self._durations: dict[int, int] = {}
@@ -99,8 +101,11 @@ class VideoWriter:
             image = _even(image)
             if image.shape[:2] != size:
                 image = _letterbox(image, size)
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            frame = self._reformatter.reformat(
+                av.VideoFrame.from_ndarray(image, format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
             )
             frame.time_base = self._time_base
             frame.pts = max(round((source.time - self._shift) / self._time_base), self._last + 1)

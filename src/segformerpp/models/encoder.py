@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from segformerpp.merging.constants import constant
 from segformerpp.merging.match import Grid, Matches, nearest
 from segformerpp.models.attention import Attention, MixFFN, to_image, to_tokens
 from segformerpp.models.config import SegformerConfig
+
+#: What was merged in each block of each stage.
+Found = Sequence[Sequence[Matches]]
 
 
 class PatchEmbedding(nn.Module):
@@ -81,17 +85,29 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in drop_paths)
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, merge: StageMerge, checkpointing: bool) -> Tensor:
-        """Encode: (B, C_in, H, W) -> (B, C, h, w)."""
+    def forward(
+        self, x: Tensor, merge: StageMerge, checkpointing: bool, given: Sequence[Matches] | None
+    ) -> tuple[Tensor, list[Matches]]:
+        """Encode: (B, C_in, H, W) -> (B, C, h, w), and what each block merged.
+
+        Args:
+            x: the image, or what the stage before made of it.
+            merge: what to merge.
+            checkpointing: whether to recompute each block instead of keeping what is inside.
+            given: what to merge in each block; None to find out.
+        """
         x, grid = self.patch_embed(x)
-        found: Matches | None = None
+        merged: list[Matches] = []
         for number, block in enumerate(self.blocks):
-            known = found if merge.reuse and number % merge.reuse else None
+            known = merged[-1] if merge.reuse and number % merge.reuse else None
+            if given is not None:
+                known = given[number]
             if checkpointing:
                 x, found = checkpoint(block, x, grid, merge, known, use_reentrant=False)
             else:
                 x, found = block(x, grid, merge, known)
-        return to_image(self.norm(x), grid)
+            merged.append(found)
+        return to_image(self.norm(x), grid), merged
 
 
 class Encoder(nn.Module):
@@ -127,6 +143,16 @@ class Encoder(nn.Module):
         Raises:
             UsageError: if the images are too small, or not of such a shape.
         """
+        return self.matched(x)[0]
+
+    def matched(self, x: Tensor, given: Found | None = None) -> tuple[list[Tensor], Found]:
+        """Encode images, and tell what was merged; see `forward`.
+
+        Args:
+            x: as for `forward`.
+            given: what is to be merged, as this found it in images of the same shape, under the
+                same plan; None to find out.
+        """
         channels, least = self.config.in_channels, self.config.min_image_size
         if x.ndim != 4 or x.shape[1] != channels:
             raise UsageError(f"images: (B, {channels}, H, W), not {tuple(x.shape)}")
@@ -135,11 +161,14 @@ class Encoder(nn.Module):
             least = math.ceil(least / self.merge_plan.input_scale)
             raise UsageError(f"images: at least {least} pixels on each side under this plan")
         checkpointing = self.gradient_checkpointing and self.training
-        outputs = []
-        for stage, merge in zip(self.stages, self.merge_plan.stages, strict=True):
-            x = stage(x, merge, checkpointing)
+        outputs, found = [], []
+        for number, (stage, merge) in enumerate(
+            zip(self.stages, self.merge_plan.stages, strict=True)
+        ):
+            x, merged = stage(x, merge, checkpointing, given[number] if given else None)
             outputs.append(x)
-        return outputs
+            found.append(merged)
+        return outputs, found
 
 
 def shrink(x: Tensor, scale: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segformerpp.merging import MergePlan
 from segformerpp.models.config import Metadata, SegformerConfig
-from segformerpp.models.encoder import Encoder
+from segformerpp.models.encoder import Encoder, Found
 from segformerpp.models.heads import DecodeHead
 
 
@@ -63,6 +63,11 @@ class Segformer(nn.Module):
             UsageError: if the images are smaller than 32 pixels on a side (after `input_scale`).
         """
         return self.head(self.encoder(x))
+
+    def matched(self, x: Tensor, given: Found | None = None) -> tuple[Tensor, Found]:
+        """Predict as `forward` does, and tell what was merged; see `Encoder.matched`."""
+        features, found = self.encoder.matched(x, given)
+        return self.head(features), found
 
 
 def _initialise(module: nn.Module) -> None:

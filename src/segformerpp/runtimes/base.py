@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUNTIMES = ("torch", "torch-compiled", "openvino", "onnxruntime")
+_MATCHING = ("torch", "openvino", "onnxruntime")
 PRECISIONS = ("f32", "bf16", "f16", "int8")
 DEVICES = ("cpu", "cuda", "mps", "xpu", "gpu")
 #: More threads than processors only slow things down, but may be wanted for comparisons.
@@ -47,6 +48,36 @@ class Runtime(Protocol):
         Raises:
             MemoryLimitError: if the images do not fit into the memory together.
         """
+
+
+class MatchingRuntime(Runtime, Protocol):
+    """A runtime that can merge in images what it matched in an earlier one."""
+
+    def matched(self, x: np.ndarray, given: Any = None) -> tuple[np.ndarray, Any]:
+        """Predict, and tell what was merged.
+
+        Args:
+            x: as for a call.
+            given: what is to be merged, as this found it in images of the same shape; None to
+                match anew.
+
+        Returns:
+            The logits, as of a call, and what was merged: of use here alone.
+        """
+
+
+def matching(runtime: Runtime) -> MatchingRuntime:
+    """Take a runtime as one that can reuse matches.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if runtime.name not in _MATCHING or runtime.precision == "int8":
+        raise UsageError(
+            f"reuse_match: for the runtimes {', '.join(_MATCHING)} in any precision but int8, not "
+            f"for {runtime.name} in {runtime.precision}"
+        )
+    return cast(MatchingRuntime, runtime)
 
 
 def check(runtime: str, precision: str, device: str, threads: int | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segformerpp.errors import UsageError
-from segformerpp.runtimes.graph import Interface, build
+from segformerpp.runtimes.graph import Interface, MatchFlow, build
 from segformerpp.runtimes.memory import memory_limits
 from segformerpp.runtimes.processor import cores
 
@@ -74,11 +75,22 @@ class OnnxRuntime:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
+        return self._run(x, "none", ())[0]
+
+    def matched(
+        self, x: np.ndarray, given: list[np.ndarray] | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Predict, and tell what was merged (see `MatchingRuntime`)."""
+        logits, *found = self._run(x, "out" if given is None else "in", given or ())
+        return logits, found if given is None else given
+
+    def _run(self, x: np.ndarray, flow: MatchFlow, given: Sequence[np.ndarray]) -> Any:
         # One inference uses all threads.
         with self._lock, memory_limits(x.shape, self.device):
-            session = self._session(x.shape)
+            session = self._session(x.shape, flow)
+            names = [value.name for value in session.get_inputs()]
             try:
-                return session.run(None, {"images": x})[0]
+                return session.run(None, dict(zip(names, [x, *given], strict=True)))
             except self._errors as error:
                 raise RuntimeError(str(error)) from error  # what `memory_limits` looks into
 
@@ -88,12 +100,11 @@ class OnnxRuntime:
         state = self._package.capi.onnxruntime_pybind11_state
         return state.RuntimeException, state.Fail
 
-    def _prepare(self, shape: tuple[int, ...]) -> Any:
+    def _prepare(self, shape: tuple[int, ...], flow: MatchFlow) -> Any:
         network, package = self._checkpoint, self._package
         batch, _, height, width = shape
-        graph = build(
-            network.config, network.tensors(), network.merge_plan, Interface((height, width), batch)
-        )
+        interface = Interface((height, width), batch, matches=flow)
+        graph = build(network.config, network.tensors(), network.merge_plan, interface)
         options = package.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

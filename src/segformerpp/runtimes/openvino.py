@@ -19,6 +19,7 @@ from segformerpp.runtimes.processor import cores
 from segformerpp.runtimes.sizes import warn_small_grids
 
 if TYPE_CHECKING:
+    from segformerpp.runtimes.graph import MatchFlow
     from segformerpp.runtimes.int8 import Images
 
 _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
@@ -92,6 +93,16 @@ class OpenvinoRuntime:
         with self._lock, memory_limits(x.shape, self.device):
             return self._compiled(x.shape, self.precision)(x)[0]
 
+    def matched(
+        self, x: np.ndarray, given: list[np.ndarray] | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Predict, and tell what was merged (see `MatchingRuntime`; not in int8)."""
+        flow: MatchFlow = "out" if given is None else "in"
+        with self._lock, memory_limits(x.shape, self.device):
+            found = self._compiled(x.shape, self.precision, flow)([x, *(given or ())])
+            logits, *groups = found.values()
+        return logits, groups if given is None else given
+
     def _choose(self, precisions: list[str]) -> str:
         if self.device == "gpu":
             return "f16" if "f16" in precisions else "f32"
@@ -113,7 +124,7 @@ class OpenvinoRuntime:
             return compare().decode()
         return cache.fetch("precision", self._key(None, "bf16"), compare, bytes.decode)
 
-    def _prepare(self, shape: tuple[int, ...], precision: str) -> Any:
+    def _prepare(self, shape: tuple[int, ...], precision: str, flow: MatchFlow = "none") -> Any:
         """The network for inputs of one shape, from the cache if it is there."""
         network = self._checkpoint  # of which the cache says nothing
         warn_small_grids(network.config, network.merge_plan, (shape[2], shape[3]))
@@ -127,18 +138,19 @@ class OpenvinoRuntime:
         made: list[Any] = []
 
         def compile_network() -> bytes:
-            made.append(self._core.compile_model(self._network(shape), device, options))
+            made.append(self._core.compile_model(self._network(shape, flow), device, options))
             return made[0].export_model().getvalue()
 
         if self._checkpoint.digest is None:
-            return self._core.compile_model(self._network(shape), device, options)
+            return self._core.compile_model(self._network(shape, flow), device, options)
 
         def usable(data: bytes) -> Any:
             return made[0] if made else self._core.import_model(data, device, options)
 
-        return cache.fetch("network", self._key(shape, precision), compile_network, usable)
+        key = self._key(shape, precision) | {"matches": flow}
+        return cache.fetch("network", key, compile_network, usable)
 
-    def _network(self, shape: tuple[int, ...]) -> ov.Model:
+    def _network(self, shape: tuple[int, ...], flow: MatchFlow) -> ov.Model:
         if self._int8:
             network = self._int8[0].clone()
             network.reshape(list(shape))
@@ -147,7 +159,7 @@ class OpenvinoRuntime:
 
         network = self._checkpoint
         batch, _, height, width = shape
-        interface = Interface((height, width), batch)
+        interface = Interface((height, width), batch, matches=flow)
         graph = build(network.config, network.tensors(), network.merge_plan, interface)
         return self._core.read_model(graph.SerializeToString())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
+from segformerpp.models.encoder import Found
 from segformerpp.runtimes.memory import memory_limits
 
 #: Input shapes to compile for; more of them run eagerly.
 _MOST_SHAPES = 64
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+T = TypeVar("T")
 
 
 class TorchRuntime:
@@ -55,22 +58,30 @@ class TorchRuntime:
         if threads is not None:
             torch.set_num_threads(threads)
         self.threads = torch.get_num_threads() if kind == "cpu" else 0
-        self._network: Callable[[Tensor], Tensor] = checkpoint.model().to(self._device)
+        self._model = checkpoint.model().to(self._device)
+        self._network: Callable[[Tensor], Tensor] = self._model
         self._lock: AbstractContextManager[object] = nullcontext()
         if compiled:
-            self._network = _compiled(checkpoint.model(), kind)
+            self._network = _compiled(self._model, kind)
             # CUDA graphs write every result to the same place; compiling is not thread-safe.
             self._lock = threading.Lock()
 
-    @torch.inference_mode()
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
+        return self._run(x, lambda tensor: (self._network(tensor), None))[0]
+
+    def matched(self, x: np.ndarray, given: Found | None = None) -> tuple[np.ndarray, Found]:
+        """Predict, and tell what was merged (see `MatchingRuntime`)."""
+        return self._run(x, lambda tensor: self._model.matched(tensor, given))
+
+    @torch.inference_mode()
+    def _run(self, x: np.ndarray, network: Callable[[Tensor], tuple[Tensor, T]]) -> tuple[Any, T]:
         dtype = _DTYPES.get(self.precision)
         with self._lock, memory_limits(x.shape, self.device):
             tensor = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
             with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-                logits = self._network(tensor)
-            return logits.float().cpu().numpy()
+                logits, found = network(tensor)
+            return logits.float().cpu().numpy(), found
 
 
 def _compiled(model: nn.Module, device: str) -> Callable[[Tensor], Tensor]:

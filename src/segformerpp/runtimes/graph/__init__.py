@@ -7,6 +7,7 @@ from segformerpp.runtimes.graph.build import (
     LABELS,
     LOGITS,
     Interface,
+    MatchFlow,
     build,
 )
 from segformerpp.runtimes.graph.builder import OPSET, Form
@@ -20,5 +21,6 @@ __all__ = [
     "OPSET",
     "Form",
     "Interface",
+    "MatchFlow",
     "build",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,6 +21,8 @@ from segformerpp.runtimes.graph.network import NetworkWriter, Tensors
 from segformerpp.runtimes.sizes import least_size, logit_size
 
 IMAGES, LOGITS, LABELS = "images", "logits", "labels"
+#: What becomes of what bipartite matching finds: see `Interface`.
+MatchFlow = Literal["none", "out", "in"]
 #: What the names of nodes around the network begin with.
 BEFORE, BEHIND = "before.", "behind."
 
@@ -35,6 +38,8 @@ class Interface:
         labels: whether label maps (B, H, W) come out, uint8 or uint16 for more than 256 classes,
             instead of logits (B, K, h, w).
         least: the smallest images where the size follows them; None for `sizes.least_size`.
+        matches: ``out``: what each bipartite matching found comes out too, behind the logits;
+            ``in``: that goes in, behind the images, instead of being found; for a known size.
     """
 
     size: Size | None
@@ -42,6 +47,7 @@ class Interface:
     pixels: bool = False
     labels: bool = False
     least: Size | None = None
+    matches: MatchFlow = "none"
 
 
 def build(
@@ -78,7 +84,8 @@ def build(
     g.prefix = BEFORE
     x = _normalised(g, images, metadata or Metadata()) if interface.pixels else images
     g.prefix = ""
-    logits = NetworkWriter(g, config, tensors, plan).network(x, batch, size)
+    writer = NetworkWriter(g, config, tensors, plan, given=interface.matches == "in")
+    logits = writer.network(x, batch, size)
     g.prefix = BEHIND
 
     many = interface.batch or "batch"
@@ -99,7 +106,14 @@ def build(
         shape = [many, config.num_outputs, *(source or ("logit_height", "logit_width"))]
         result = helper.make_tensor_value_info(LOGITS, kind, shape)
     described = {"merge_plan": json.dumps(plan.to_dict()), **(notes or {})}
-    return g.model([given], [(out, result)], described)
+    inputs, outputs = [given], [(out, result)]
+    for name, (group, tokens) in writer.matched.items():
+        info = helper.make_tensor_value_info(name, TensorProto.INT64, [many, tokens.count])
+        if interface.matches == "in":
+            inputs.append(info)
+        elif interface.matches == "out":
+            outputs.append((group, info))
+    return g.model(inputs, outputs, described)
 
 
 def _check(config: SegformerConfig, plan: MergePlan, interface: Interface) -> None:

@@ -59,22 +59,33 @@ class Matches(NamedTuple):
     kv: Match | None
 
 
-def match(g: Graph, merge: Merge | None, x: Value, tokens: Tokens) -> Match | None:
-    """Find the groups that a strategy forms on tokens; None where nothing is merged."""
+def match(
+    g: Graph, merge: Merge | None, x: Value, tokens: Tokens, given: Value | None = None
+) -> Match | None:
+    """Find the groups that a strategy forms on tokens; None where nothing is merged.
+
+    Args:
+        g: the graph.
+        merge: the strategy, or None for no merging.
+        x: the tokens.
+        tokens: what is known of them.
+        given: for bipartite matching of a known size: the `Groups.group` that was found elsewhere
+            and is to be used here; None to find it.
+    """
     if isinstance(merge, Neighbour1d):
         return _Pool1d(g, tokens, merge.s) if merge.s > 1 else None
     if isinstance(merge, Neighbour2d):
         return _Pool2d(g, tokens, merge.sy, merge.sx) if merge.sy * merge.sx > 1 else None
     if isinstance(merge, BipartiteMatching):
-        return _match_bipartite(g, merge, x, tokens)
+        return _match_bipartite(g, merge, x, tokens, given)
     if merge is not None:
         assert_never(merge)
     return None
 
 
 def _match_bipartite(
-    g: Graph, merge: BipartiteMatching, x: Value, tokens: Tokens
-) -> _Groups | None:
+    g: Graph, merge: BipartiteMatching, x: Value, tokens: Tokens, given: Value | None
+) -> Groups | None:
     h, w = tokens.grid
     rows, columns = h // merge.sy, w // merge.sx
     destinations = rows * columns
@@ -90,15 +101,17 @@ def _match_bipartite(
         return None
     else:
         merged = g.least(share_of(merge.r, tokens.count), sources)
+    kept = 0 if merge.r == 1 else g.difference(sources, merged)
+    if given:
+        return Groups(g, tokens, given, destinations, kept=kept)
     at, is_destination, own = _corners(g, merge, tokens, rows, columns)
     targets = g.op("Gather", x, at, axis=1)
     lengths = g.op("ReduceL2", targets, np.array([-1]), keepdims=1)
     targets = targets / g.op("Max", lengths, _TINY)
     products = g.op("MatMul", x, g.transpose(targets, 0, 2, 1))  # (B, N, destinations)
-    kept = 0 if merge.r == 1 else g.difference(sources, merged)
     if isinstance(kept, int) and kept == 0:
         nearest = g.op("ArgMax", products, axis=2, keepdims=0)
-        return _Groups(g, tokens, g.where(is_destination, own, nearest), destinations)
+        return Groups(g, tokens, g.where(is_destination, own, nearest), destinations)
     best, nearest = g.ops("TopK", 2, products, np.array([1]), axis=2)
     group = g.where(is_destination, own, g.reshape(nearest, tokens.batch, tokens.count))
     lengths = g.op("ReduceL2", x, np.array([-1]), keepdims=0)
@@ -109,7 +122,7 @@ def _match_bipartite(
     if tokens.batch != 1:
         numbers = g.op("Expand", numbers, g.op("Shape", alone))
     group = g.op("ScatterElements", group, alone, numbers, axis=1)
-    return _Groups(g, tokens, group, destinations, alone, kept)
+    return Groups(g, tokens, group, destinations, alone, kept)
 
 
 def _least(g: Graph, x: Value, count: Dim) -> Value:
@@ -136,10 +149,13 @@ def _corners(
     return at, is_destination, y // merge.sy * columns + x // merge.sx
 
 
-class _Groups:
+class Groups:
     """Groups given by the number of its group for each token: (B, N).
 
     The first of them are the destinations'; then come the tokens that stay alone.
+
+    Attributes:
+        group: the numbers, int64.
     """
 
     def __init__(
@@ -151,7 +167,7 @@ class _Groups:
         alone: Value | None = None,
         kept: Dim = 0,
     ) -> None:
-        self._g, self._tokens, self._group = g, tokens, group
+        self._g, self._tokens, self.group = g, tokens, group
         self._destinations, self._alone, self._kept = destinations, alone, kept
         self._count = destinations + kept
         self._index = self._flat(group, self._count)
@@ -164,6 +180,7 @@ class _Groups:
         return g.reshape(index, -1)
 
     def merge(self, x: Value) -> Value:
+        """See `Match`."""
         if self._g.form == "tensorrt":
             return self._merge_by_product(x)
         g, batch, channels = self._g, self._tokens.batch, self._tokens.channels
@@ -172,6 +189,7 @@ class _Groups:
         return g.reshape(sums / self._sizes, batch, self._count, channels)
 
     def log_sizes(self) -> Value:
+        """See `Match`."""
         g, batch = self._g, self._tokens.batch
         sizes = self._sizes
         if g.form == "tensorrt" and self._alone is not None:
@@ -198,7 +216,7 @@ class _Groups:
         """Which tokens each destination's group has: (B, destinations, N), 1 or 0."""
         g, tokens = self._g, self._tokens
         numbers = g.reshape(g.arange(0, self._destinations), -1, 1)
-        members = g.op("Equal", g.reshape(self._group, tokens.batch, 1, tokens.count), numbers)
+        members = g.op("Equal", g.reshape(self.group, tokens.batch, 1, tokens.count), numbers)
         return g.op("Cast", members, to=1)
 
     def _merge_by_product(self, x: Value) -> Value:
@@ -213,6 +231,7 @@ class _Groups:
         return g.op("Concat", merged, alone, axis=1)
 
     def unmerge(self, x: Value) -> Value:
+        """See `Match`."""
         g, tokens = self._g, self._tokens
         rows = g.op("Gather", g.reshape(x, -1, tokens.channels), self._index, axis=0)
         return g.reshape(rows, tokens.batch, tokens.count, tokens.channels)

@@ -12,10 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from segformerpp.merging import MergePlan
+from segformerpp.merging import Merge, MergePlan
 from segformerpp.models.config import SegformerConfig
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
-from segformerpp.runtimes.graph.matching import Matches, Tokens, match, nearest
+from segformerpp.runtimes.graph.matching import (
+    Groups,
+    Match,
+    Matches,
+    Tokens,
+    match,
+    nearest,
+)
 from segformerpp.runtimes.sizes import patch_grid, share_of
 
 #: What the hidden features of a Mix-FFN may take before they are made in bands, the size of such
@@ -37,12 +44,24 @@ class NetworkWriter:
         config: the architecture.
         tensors: float32, by the names that they have in `segformerpp.models.Segformer`.
         plan: what is merged where.
+        given: whether what bipartite matching finds is an input of the graph instead.
+
+    Attributes:
+        matched: once the network is written: what bipartite matching found, or is given: the group
+            of each token, by a name that says where in the network it is.
     """
 
     def __init__(
-        self, g: Graph, config: SegformerConfig, tensors: Tensors, plan: MergePlan
+        self,
+        g: Graph,
+        config: SegformerConfig,
+        tensors: Tensors,
+        plan: MergePlan,
+        given: bool = False,
     ) -> None:
         self._g, self._config, self._tensors, self._plan = g, config, tensors, plan
+        self._given = given
+        self.matched: dict[str, tuple[Value, Tokens]] = {}
 
     def network(self, images: Value, batch: Dim, size: tuple[Dim, Dim]) -> Value:
         """Normalised images (B, C, H, W) -> logits (B, K, h, w)."""
@@ -98,7 +117,8 @@ class NetworkWriter:
             keys = _to_tokens(reduced, key_tokens)
             keys = self._norm(keys, name + "sr_norm", config.embed_norm_eps)
         found = known or Matches(
-            kv=match(g, merge.kv, keys, key_tokens), q=match(g, merge.q, x, tokens)
+            kv=self._match(merge.kv, keys, key_tokens, name + "kv"),
+            q=self._match(merge.q, x, tokens, name + "q"),
         )
         queries, logs = found.q.merge(x) if found.q else x, None
         if found.kv:
@@ -123,6 +143,13 @@ class NetworkWriter:
         out = g.reshape(g.transpose(out, 0, 2, 1, 3), batch, -1, dim)
         out = self._linear(out, *self._pair(name + "proj"))
         return found.q.unmerge(out) if found.q else out, found
+
+    def _match(self, merge: Merge | None, x: Value, tokens: Tokens, name: str) -> Match | None:
+        name += ".group"
+        found = match(self._g, merge, x, tokens, Value(self._g, name) if self._given else None)
+        if isinstance(found, Groups):
+            self.matched[name] = found.group, tokens
+        return found
 
     def _mix_ffn(self, x: Value, name: str, number: int, tokens: Tokens) -> Value:
         g, (height, width) = self._g, tokens.grid
