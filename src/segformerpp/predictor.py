@@ -160,7 +160,7 @@ class Predictor:
         codec = self._codec(network, tile, flip)
         if detector and not codec:
             raise UsageError("detector: for models of poses")
-        self._detect = detector or (lambda _: "image")
+        self._detect: Callable[[np.ndarray], Boxes] = detector or (lambda _: "image")
         self.runtime = runtimes.create(network, runtime, precision, device, threads, images)
         self._people: PeopleFinder | None = None
         if codec:
