@@ -102,9 +102,10 @@ def accuracy(rows: list[Row]) -> Iterable[list[str]]:
 def poses(rows: list[Row]) -> Iterable[list[str]]:
     """Every preset without retraining, and beside it a model that was trained with the plan."""
     trained = {row["merge"]: row for row in rows if row["trained_with"] != "none"}
-    header = ["plan", "PCK@0.1", "lost", "PCK@0.05", "keypoints as under `none`", "speed-up"]
-    yield header + ["trained with the plan: PCK@0.1", "PCK@0.05"] * bool(trained)
     first, *_ = found = [row for row in rows if row["trained_with"] == "none"]
+    header = [f"plan, on {first['images']} images", "PCK@0.1", "lost", "PCK@0.05"]
+    header += ["keypoints as under `none`", "speed-up"]
+    yield header + ["trained with the plan: PCK@0.1", "PCK@0.05"] * bool(trained)
     for row in found:
         cells = [
             *(f"`{row['merge']}`", f"{row['pck_0.1']:.2f}"),

@@ -187,7 +187,7 @@ class Predictor:
         codec = self._codec(network, tile, flip)
         if detector and not codec:
             raise UsageError("detector: for models of poses")
-        self._detect = detector or (lambda _: "image")
+        self._detect: Callable[[np.ndarray], Boxes] = detector or (lambda _: "image")
         self._auto: AutoRuntime | None = None
         if automatic:
             from segformerpp.auto_plan import AutoRuntime

@@ -90,7 +90,7 @@ def test_by_hand(root: Path) -> None:
     assert (rows[0]["images"], rows[0]["people"]) == (6, 6)
     assert (rows[0]["median_ms"], rows[1]["speed_up"]) == (100, 1)
     assert scores[1].quality[0] == pytest.approx(-0.05)
-    assert sorted(scores[2].quality, key=lambda i: scores[2].quality[i])[:3] == [0, 1, 2]
+    assert set(sorted(scores[2].quality, key=lambda i: scores[2].quality[i])[:3]) == {0, 1, 2}
 
 
 def test_unlabelled_keypoints_do_not_count(root: Path) -> None:
