@@ -61,8 +61,6 @@ def open_study(file: Path, settings: Mapping[str, Any]) -> optuna.Study:
             seed=len(study.trials),
             n_startup_trials=len(PRESETS) + _RANDOM,
             multivariate=True,
-            group=True,
-            warn_independent_sampling=False,
         )
     except (ValueError, KeyError, AssertionError, UnicodeDecodeError):
         raise UsageError(f"study: {file} is no study of merge plans") from None
