@@ -59,7 +59,7 @@ def test_from_images_to_a_plan_and_on(root: Path, tmp_path: Path, capsys: Captur
     assert len([row for row in rows if row["images_of"] == "search"]) == 8
     # Another budget is another study.
     assert cli.main(words(root, out, "--max-drop", "3")) == 2
-    assert "mine.study was begun with another budget" in capsys.readouterr().err
+    assert "mine.study is of other settings: budget was 'at most 100" in capsys.readouterr().err
 
 
 def test_images_without_masks_and_interrupted(

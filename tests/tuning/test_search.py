@@ -133,7 +133,7 @@ def test_search_and_going_on(tmp_path: Path) -> None:
     assert preset.plan.name in ("balanced", "turbo")
     assert winner.gain.value >= preset.gain.value
     assert seen[-1][1] == winner == leaders(found, 3)[0]
-    with pytest.raises(UsageError, match=r"begun with another images \(\['a'\], now \['b'\]\)"):
+    with pytest.raises(UsageError, match=r"images was \['a'\], and is \['b'\] now"):
         open_study(file, {**settings, "images": ["b"]})
 
 

@@ -1,3 +1,4 @@
+import random
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.tuning.space import choices, suggest
+from segformerpp.tuning.space import choices, neighbour, suggest
 
 
 class Drawing:
@@ -34,6 +35,15 @@ def test_whatever_is_chosen_is_a_plan(data: st.DataObject) -> None:
     told = choices(plan)
     assert told is not None
     assert told == pytest.approx(ask.made)
+
+
+@given(st.sampled_from([*PRESETS.values()]), st.integers(0, 10**6))
+def test_neighbours_differ_in_one_thing(plan: MergePlan, seed: int) -> None:
+    other = neighbour(plan, random.Random(seed))
+    assert choices(other) is not None
+    pairs = zip(plan.stages, other.stages, strict=True)
+    changed = [(a.q != b.q) + (a.kv != b.kv) for a, b in pairs]
+    assert sum(changed) + (plan.input_scale != other.input_scale) <= 1
 
 
 @pytest.mark.parametrize("name", PRESETS)

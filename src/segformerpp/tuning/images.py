@@ -84,11 +84,12 @@ def divide(images: Images, most: int) -> tuple[Images, Images]:
         most: how many to search with at most, evenly spread; and how many to check with.
 
     Raises:
-        UsageError: if there are fewer than three.
+        UsageError: if there are fewer than six.
     """
-    if len(images) < HELD_OUT:
+    if len(images) < 2 * HELD_OUT:
         raise UsageError(
-            f"root: {len(images)} images are too few: every {HELD_OUT}rd is for checking alone"
+            f"root: {len(images)} images are too few: at least {2 * HELD_OUT}, as every "
+            f"{HELD_OUT}rd is for checking alone"
         )
     held_out = list(range(HELD_OUT - 1, len(images), HELD_OUT))
     others = [i for i in range(len(images)) if i % HELD_OUT != HELD_OUT - 1]

@@ -12,6 +12,8 @@ import numpy as np
 from segformerpp.metrics.segmentation import mean_iou
 
 _RESAMPLES = 200
+#: The standard error of a single image, in percent: it may be anything.
+_UNKNOWN = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def quality(
     """
     percent = 100 * np.asarray(agreements)
     n = len(percent)
-    error = float(percent.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    error = float(percent.std(ddof=1) / math.sqrt(n)) if n > 1 else _UNKNOWN
     if not counts:
         return Quality(n, float(percent.mean()), error)
     one, other = np.stack(counts), np.stack(none_counts)
@@ -64,7 +66,7 @@ def quality(
         chosen = draw.integers(0, n, n)
         drops.append(mean_iou(other[chosen].sum(0)) - mean_iou(one[chosen].sum(0)))
     drop = mean_iou(other.sum(0)) - miou
-    drop_error = float(np.nanstd(drops)) if drops else math.inf
+    drop_error = float(np.nanstd(drops)) if drops else _UNKNOWN
     return Quality(n, float(percent.mean()), error, drop, drop_error, miou)
 
 

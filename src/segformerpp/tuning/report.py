@@ -70,7 +70,7 @@ def plan_file(outcome: Outcome) -> str:
     """The plan as YAML, with what it is for as comments."""
     facts = outcome.facts
     lines = [
-        f"segformerpp tune: for {facts['model']}, {facts['data']}, {facts['size']} pixels,",
+        f"segformerpp tune: for {facts['model']}, {facts['data']}, size {facts['size']},",
         f"{facts['runtime']} {facts['precision']} on {facts['processor']}; {facts['date']}",
         f"budget: {outcome.budget}",
         outcome.verdict(),
@@ -89,7 +89,7 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
         for c in outcome.checked
     ]
     return [
-        {**row, "chosen": row["merge"] == outcome.chosen.name, **outcome.facts} for row in found
+        {**outcome.facts, **row, "chosen": row["merge"] == outcome.chosen.name} for row in found
     ]
 
 

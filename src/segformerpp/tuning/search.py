@@ -1,8 +1,13 @@
-"""The search: plans from optuna, judged one after the other, kept in a file that can go on."""
+"""The search: plans judged one after the other, kept in a file that can go on.
+
+First the presets, then by turns what optuna's sampler proposes, and the best plan so far with one
+thing changed: in the few dozen plans that there is time for, the sampler alone learns little.
+"""
 
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +17,7 @@ from segformerpp.errors import UsageError
 from segformerpp.merging import PRESETS
 from segformerpp.tuning.assess import Evaluator, Judged, judge
 from segformerpp.tuning.quality import Budget
-from segformerpp.tuning.space import choices, suggest
+from segformerpp.tuning.space import choices, neighbour, suggest
 
 if TYPE_CHECKING:
     import optuna
@@ -21,6 +26,8 @@ _NAME = "merge plan"
 _SETTINGS, _JUDGED = "settings", "judged"
 #: Plans at random before the sampler learns, besides the presets.
 _RANDOM = 8
+#: Of a setting in an error, in characters.
+_LONGEST = 60
 
 
 def check_installed() -> None:
@@ -61,8 +68,6 @@ def open_study(file: Path, settings: Mapping[str, Any]) -> optuna.Study:
             seed=len(study.trials),
             n_startup_trials=len(PRESETS) + _RANDOM,
             multivariate=True,
-            group=True,
-            warn_independent_sampling=False,
         )
     except (ValueError, KeyError, AssertionError, UnicodeDecodeError):
         raise UsageError(f"study: {file} is no study of merge plans") from None
@@ -73,10 +78,15 @@ def open_study(file: Path, settings: Mapping[str, Any]) -> optuna.Study:
         keys = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
         key = keys[0]
         raise UsageError(
-            f"study: {file} was begun with another {key} ({before.get(key)!r}, now "
-            f"{settings.get(key)!r}); name another file, or remove it"
+            f"study: {file} is of other settings: {key} was {_short(before.get(key))}, and is "
+            f"{_short(settings.get(key))} now; name another file, or remove it"
         )
     return study
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < _LONGEST else text[:_LONGEST] + "..."
 
 
 def judged(study: optuna.Study) -> list[Judged]:
@@ -110,14 +120,15 @@ def search(
     while trials is None or len(known) < trials:
         if time.monotonic() > deadline and set(PRESETS.values()) <= known.keys():
             break
-        if missing := [plan for plan in PRESETS.values() if plan not in known]:
-            first = choices(missing[0])
-            assert first is not None  # the space has all presets, which a test holds to
-            study.enqueue_trial(first)
+        leader = best(list(known.values()))
+        wanted = next((preset for preset in PRESETS.values() if preset not in known), None)
+        if wanted is None and leader and len(study.trials) % 2:
+            wanted = neighbour(leader.plan, random.Random(len(study.trials)))
+        if wanted is not None:
+            study.enqueue_trial(choices(wanted) or {})
         trial = study.ask()
         plan = suggest(trial)
         if plan not in known:
-            leader = best(list(known.values()))
             to_beat = leader.gain.value if leader and leader.gain else 0.0
             known[plan] = judge(evaluator, plan, budget, to_beat)
             on_judged(known[plan], best(list(known.values())))

@@ -68,6 +68,8 @@ class Segmenting:
             if mask is not None:
                 self._counts.append(self._count(self._maps[-1], mask))
             advance()
+        if images.masked and not sum(int(table.sum()) for table in self._counts):
+            raise UsageError("root: no mask of those to search with has a pixel that counts")
         shape = shapes.most_common(1)[0][0]
         self.size: tuple[int, int] = options.get("size") or (shape[0], shape[1])
         indices = range(len(images))

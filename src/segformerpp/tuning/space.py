@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -77,6 +78,40 @@ def _merge_choices(name: str, merge: Merge | None, *, proportional: bool) -> Cho
     elif isinstance(merge, Neighbour2d):
         found[f"{name}.cell"] = f"{merge.sx}x{merge.sy}"
     return found
+
+
+def neighbour(plan: MergePlan, draw: random.Random) -> MergePlan:
+    """A plan that differs in what one stage's queries or keys are merged by, or in the scale.
+
+    Args:
+        plan: one of the space.
+        draw: what is random about it.
+
+    Raises:
+        LookupError: if the space does not have the plan.
+    """
+    told = choices(plan)
+    if told is None:
+        raise LookupError(plan.name)
+    number = draw.randint(1, STAGES)
+    slots = (f"q{number}.", f"kv{number}.", f"reuse{number}", "input_scale")
+    slot = draw.choices(slots, weights=(4, 4, 1, 1))[0]
+    return suggest(_Varied({k: v for k, v in told.items() if not k.startswith(slot)}, draw))
+
+
+class _Varied:
+    """Gives the choices that it was told, and others at random."""
+
+    def __init__(self, told: Mapping[str, Any], draw: random.Random) -> None:
+        self._told, self._draw = told, draw
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._told.get(name, self._draw.choice(choices))
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        steps = self._draw.randint(0, round((high - low) / step))
+        value: float = self._told.get(name, low + steps * step)
+        return value
 
 
 class _Told:
