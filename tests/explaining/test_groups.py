@@ -46,9 +46,7 @@ def test_bipartite_by_hand():
 @given(
     grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     merge=st.one_of(
-        st.builds(
-            BipartiteMatching, r=st.floats(0, 1), sx=st.integers(1, 4), sy=st.integers(1, 4)
-        ),
+        st.builds(BipartiteMatching, r=st.floats(0, 1), sx=st.integers(1, 4), sy=st.integers(1, 4)),
         st.builds(Neighbour1d, s=st.integers(1, 5)),
         st.builds(Neighbour2d, sx=st.integers(1, 4), sy=st.integers(1, 4)),
     ),
