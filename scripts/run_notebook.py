@@ -27,6 +27,9 @@ def run(path: Path) -> nbformat.NotebookNode:
     ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output["data"].pop("image/jpeg", None)  # Pillow's images come as both
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     return notebook
 
