@@ -240,6 +240,8 @@ def test_rates() -> None:
     assert [rate_at(step, wanted) for step in (0, 4, 9, 10, 59)] == [0.1, 0.5, 1, 1, 1]
     assert rate_at(85, wanted) == pytest.approx(0.25)
     assert rate_at(110, wanted) == 0
+    held = TrainSettings(root="x", steps=110, warmup=10, hold=1)
+    assert [rate_at(step, held) for step in (10, 109, 110)] == [1, 1, 1]  # last: at the end
 
 
 @pytest.mark.parametrize(
@@ -252,6 +254,8 @@ def test_rates() -> None:
         ({"ema": 1.0}, "ema: from 0 to below 1"),
         ({"min_scale": 3.0}, "max_scale: min_scale or more"),
         ({"warmup": 8}, "warmup: less than 8 steps"),
+        ({"warmup": 8, "epochs": 1}, "warmup: less than 3 steps"),
+        ({"seed": -1}, "seed: 0 or more"),
         ({"precision": "f16", "device": "cpu"}, "precision: PyTorch has no fast f16"),
         ({"device": "tpu0"}, "device: "),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, say
@@ -67,6 +68,8 @@ def train(
     if measure:
         rows = _measure(settings, sets[0], quiet)
     else:
+        if not check_data:
+            _check_start(settings, resume)
         if settings.bad_images != "unchecked" or check_data:
             skip = settings.bad_images == "skip"
             checked = [_checked(dataset, skip, quiet) for dataset in sets]
@@ -95,13 +98,25 @@ def _opened(settings: TrainSettings, split: str) -> AnyDataset:
     return open_dataset(settings.data, settings.root, split, settings.classes or None)
 
 
+def _check_start(settings: TrainSettings, resume: bool) -> None:
+    """Refuse what could not start or be kept, before all images are read."""
+    from segformerpp.data.files import check_writable
+
+    try:
+        from segformerpp.training.run import refuse_taken
+    except ModuleNotFoundError as error:
+        raise UsageError(f"train: needs {error.name}; pip install 'segformerpp[train]'") from None
+    check_writable("out", Path(settings.out))
+    refuse_taken(settings, resume)
+
+
 def _train(
     settings: TrainSettings, sets: list[AnyDataset], resume: bool, quiet: bool
 ) -> dict[str, object]:
-    try:
-        from segformerpp.training.run import train as run
-    except ModuleNotFoundError as error:
-        raise UsageError(f"train: needs {error.name}; pip install 'segformerpp[train]'") from None
+    from segformerpp.training.run import train as run
+    from segformerpp.training.run import with_steps
+
+    settings = with_steps(settings, len(sets[0]))
     with Progress(settings.steps, "training", shown=not quiet) as progress:
         row = run(
             settings,

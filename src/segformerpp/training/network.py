@@ -97,6 +97,6 @@ def rate_at(step: int, settings: TrainSettings) -> float:
     held = settings.warmup + settings.hold * (settings.steps - settings.warmup)
     if settings.drops:
         return float(0.1 ** sum(step >= share * settings.steps for share in settings.falls))
-    if step < held:
+    if step <= held:
         return 1.0
     return float((1 - (step - held) / (settings.steps - held)) ** settings.power)

@@ -82,13 +82,10 @@ def train(
         ImageError: if an image cannot be read.
         KeyboardInterrupt: if interrupted.
     """
+    refuse_taken(settings, resume)
     out = Path(settings.out)
     checkpoint = out / RESUME
-    if not resume and checkpoint.exists():
-        raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
-    if settings.epochs:
-        together = settings.batch * settings.accumulate * _world(settings)
-        settings = replace(settings, steps=math.ceil(settings.epochs * len(train_set) / together))
+    settings = with_steps(settings, len(train_set))
     model = build(settings, meaning(settings, train_set))
     module, samples = _task(settings, model, train_set)
     keeper = Keeper(out, settings, report, advance, validates=val_set is not None)
@@ -119,6 +116,29 @@ def train(
         module.metric: round(module.best, 2) if val_set else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def refuse_taken(settings: TrainSettings, resume: bool) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        UsageError: if there is one in `settings.out` that is not to go on.
+    """
+    out = Path(settings.out)
+    if not resume and (out / RESUME).exists():
+        raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
+
+
+def with_steps(settings: TrainSettings, images: int) -> TrainSettings:
+    """The settings with the steps that `epochs` of so many images are, if these decide.
+
+    Raises:
+        UsageError: if these are too few for the warm-up.
+    """
+    if not settings.epochs:
+        return settings
+    together = settings.batch * settings.accumulate * _world(settings)
+    return replace(settings, epochs=0, steps=math.ceil(settings.epochs * images / together))
 
 
 def _task(

@@ -43,7 +43,7 @@ class TrainSettings:
         sigma: of the Gaussians that poses are trained on, in pixels of the heatmaps
         coding: of poses in heatmaps: udp (unbiased), or msra, as older checkpoints have it
         batch: images of each process and step
-        accumulate: batches whose gradients are summed up for a step
+        accumulate: batches over whose gradients a step takes the mean
         steps: optimiser steps
         epochs: times that all images are seen, which decide the steps if this is not 0
         lr: learning rate of the encoder
@@ -147,7 +147,7 @@ class TrainSettings:
             "save_every",
         ):
             self._refuse_unless(key, getattr(self, key) >= 1, "1 or more")
-        for key in ("epochs", "warmup", "workers", "patience", "pictures", "rotation"):
+        for key in ("epochs", "warmup", "workers", "patience", "pictures", "rotation", "seed"):
             self._refuse_unless(key, getattr(self, key) >= 0, "0 or more")
         for key in ("lr", "head_lr_factor", "min_scale", "power", "sigma"):
             self._refuse_unless(key, getattr(self, key) > 0, "more than 0")
