@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_two_processes_equal_one_with_twice_the_batch(root: Path, tmp_path: Path
 def test_a_run_is_not_overwritten(
     root: Path, sets: list[SegmentationDataset], tmp_path: Path
 ) -> None:
-    train(settings(root, tmp_path, steps=2, warmup=0), *sets)
+    train(settings(root, tmp_path, steps=2, warmup=0, save_every=5), *sets)
     with pytest.raises(UsageError, match="holds a run already"):
         train(settings(root, tmp_path, steps=2, warmup=0), *sets)
     with pytest.raises(UsageError, match=r"resume: not the run in .*: lr was 0.001"):
@@ -196,17 +197,31 @@ def test_a_run_is_not_overwritten(
 
 def test_patience(root: Path, sets: list[SegmentationDataset], tmp_path: Path) -> None:
     wanted = settings(root, tmp_path, lr=1e-12, ema=0, steps=40, val_every=2, patience=2)
-    assert train(wanted, *sets)["steps"] <= 10
+    done = train(wanted, *sets)
+    assert done["steps"] <= 10
+    again = train(wanted, *sets, resume=True)  # it has ended
+    assert {**again, "seconds": 0} == {**done, "seconds": 0}
+    longer = train(replace(wanted, patience=3), *sets, resume=True)
+    assert longer["steps"] == done["steps"] + 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_in_training(
-    root: Path, sets: list[SegmentationDataset], tmp_path: Path
+    root: Path, sets: list[SegmentationDataset], tmp_path: Path, workers: int
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     pairs = (replace(sets[0].pairs[0], image=broken), *sets[0].pairs[1:])
     with pytest.raises(ImageError, match=r"^\S*broken.png: [^\n]*$"):
-        train(settings(root, tmp_path, workers=1), replace(sets[0], pairs=pairs), None)
+        train(settings(root, tmp_path, workers=workers), replace(sets[0], pairs=pairs), None)
+
+
+def test_masks_of_nothing_but_ignored_pixels_choose_nothing(
+    root: Path, sets: list[SegmentationDataset], tmp_path: Path
+) -> None:
+    nothing = replace(sets[1], encode=partial(np.full_like, fill_value=255))
+    row = train(settings(root, tmp_path, steps=2, warmup=0, patience=1), sets[0], nothing)
+    assert (row["miou"], row["model"]) == (None, str(tmp_path / "last"))
 
 
 @pytest.mark.parametrize("labels", [("a", "b", "c"), ("d", "e"), ("a", "b")])

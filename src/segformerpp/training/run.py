@@ -16,7 +16,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from segformerpp.arguments import parse_size
@@ -74,7 +73,7 @@ def train(
 
     Returns:
         ``model``, the folder with the best weights; ``miou`` or, for poses, ``pck_0.1``, theirs in
-        percent, None without validation; ``steps``; ``seconds`` of this call; ``images``, of
+        percent, None if nothing was validated; ``steps``; ``seconds`` of this call; ``images``, of
         which people are counted for poses; ``merge``.
 
     Raises:
@@ -89,7 +88,7 @@ def train(
     model = build(settings, meaning(settings, train_set))
     module, samples = _task(settings, model, train_set)
     keeper = Keeper(out, settings, report, advance, validates=val_set is not None)
-    trainer = _trainer(settings, keeper, module.metric if val_set else None)
+    trainer = _trainer(settings, keeper)
     data = Images(settings, samples, val_set)
     started = time.perf_counter()
     goes_on = resume and checkpoint.exists()
@@ -102,18 +101,19 @@ def train(
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
-        except ImageError as error:  # with the traceback of a worker
-            raise ImageError(str(error).splitlines()[-1].partition("ImageError: ")[2]) from None
+        except ImageError as error:  # of a worker with its traceback
+            raise ImageError(str(error).splitlines()[-1].rpartition("ImageError: ")[2]) from None
         if val_set and keeper.validated != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         save_pretrained(module.averaged, out / "last")
+    validated = module.best >= 0  # not without validation, nor where no pixel counts in it
     return {
-        "model": str(out / ("best" if (out / "best").exists() else "last")),
+        "model": str(out / ("best" if validated else "last")),
         "merge": module.model.merge_plan.name,
         "steps": trainer.global_step,
         "images": len(train_set),
-        module.metric: round(module.best, 2) if val_set else None,
+        module.metric: round(module.best, 2) if validated else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -165,15 +165,13 @@ def _world(settings: TrainSettings) -> int:
     return int(os.environ.get("WORLD_SIZE", local))
 
 
-def _trainer(settings: TrainSettings, keeper: Keeper, metric: str | None) -> pl.Trainer:
+def _trainer(settings: TrainSettings, keeper: Keeper) -> pl.Trainer:
     if settings.precision == "f16" and settings.device == "cpu":
         raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
     world = _world(settings)
-    callbacks: list[Callback] = [keeper]
-    if settings.patience and metric:
-        callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
+    every = settings.val_every * settings.accumulate
     logs = Path(settings.out) / "logs"
     loggers: list[Logger] = [
         CSVLogger(logs, name="csv"),
@@ -191,12 +189,12 @@ def _trainer(settings: TrainSettings, keeper: Keeper, metric: str | None) -> pl.
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip or None,
-            val_check_interval=settings.val_every * settings.accumulate if metric else None,
+            val_check_interval=every if keeper.validates else None,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=loggers,
             log_every_n_steps=settings.log_every,
-            callbacks=callbacks,
+            callbacks=[keeper],
             plugins=[WholeFiles()],
             enable_checkpointing=False,
             enable_progress_bar=False,
