@@ -216,6 +216,13 @@ def test_an_image_that_breaks_in_training(
         train(settings(root, tmp_path, workers=workers), replace(sets[0], pairs=pairs), None)
 
 
+def test_validates_on_images_that_are_smaller_than_the_plan_takes(
+    root: Path, sets: list[SegmentationDataset], tmp_path: Path
+) -> None:
+    wanted = settings(root, tmp_path, steps=1, warmup=0, crop="64x64", merge="downsample")
+    assert train(wanted, *sets)["miou"] >= 0
+
+
 def test_masks_of_nothing_but_ignored_pixels_choose_nothing(
     root: Path, sets: list[SegmentationDataset], tmp_path: Path
 ) -> None:
@@ -271,6 +278,8 @@ def test_rates() -> None:
         ({"warmup": 8}, "warmup: less than 8 steps"),
         ({"warmup": 8, "epochs": 1}, "warmup: less than 3 steps"),
         ({"seed": -1}, "seed: 0 or more"),
+        ({"crop": "31x48"}, "crop: at least 32 pixels on each side here, not 31x48"),
+        ({"merge": "downsample"}, "crop: at least 64 pixels"),
         ({"precision": "f16", "device": "cpu"}, "precision: PyTorch has no fast f16"),
         ({"device": "tpu0"}, "device: "),
     ],

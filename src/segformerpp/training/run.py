@@ -87,7 +87,7 @@ def train(
     settings = with_steps(settings, len(train_set))
     model = build(settings, meaning(settings, train_set))
     module, samples = _task(settings, model, train_set)
-    keeper = Keeper(out, settings, report, advance, validates=val_set is not None)
+    keeper = Keeper(out, settings, report, advance, validates=bool(val_set))
     trainer = _trainer(settings, keeper)
     data = Images(settings, samples, val_set)
     started = time.perf_counter()
@@ -144,16 +144,24 @@ def with_steps(settings: TrainSettings, images: int) -> TrainSettings:
 def _task(
     settings: TrainSettings, model: Segformer, train_set: SegmentationDataset | PoseDataset
 ) -> tuple[TrainingModule, Samples]:
-    """What is particular to segmentation, or to poses."""
+    """What is particular to segmentation, or to poses.
+
+    Raises:
+        UsageError: if the crop is too small for the network, or the plan is none for poses.
+    """
     s, data = settings, model.metadata
+    crop, least = parse_size("crop", s.crop), model.min_image_size
+    if min(crop) < least:
+        raise UsageError(f"crop: at least {least} pixels on each side here, not {s.crop}")
     scale = s.min_scale, s.max_scale
     if isinstance(train_set, PoseDataset):
+        if model.merge_plan.input_scale != 1:
+            raise UsageError("merge: plans that shrink the image are for models that segment")
         codec = codec_of(data)
         people = PoseAugmentation(
             codec, train_set.skeleton, scale, s.rotation, s.half_body, s.colour
         )
         return PoseModule(model, s), PoseSamples(train_set, people, codec, data)
-    crop = parse_size("crop", s.crop)
     augmentation = Augmentation(crop, scale, s.max_class_share, s.balanced_crops, s.colour)
     samples = SegmentationSamples(train_set, augmentation, data, s.class_mix)
     return SegmentationModule(model, s, _weights(s, train_set)), samples
