@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from segformerpp.checkpoints import load, save
 from segformerpp.data.datasets import SegmentationDataset, open_dataset
 from segformerpp.data.poses import PoseDataset, open_poses
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.models import Metadata, Segformer
+from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.training.keeping import RESUME
 from segformerpp.training.network import build, meaning, rate_at
 from segformerpp.training.run import train
@@ -251,6 +252,19 @@ def test_fine_tuning(
     assert (model.config.num_outputs, model.config.dropout) == (len(labels), 0.3)
     assert model.merge_plan.name == "fast"
     assert build(replace(wanted, merge="none"), _meaning(labels)).merge_plan.name == "none"
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_the_head_of_an_encoder_alone_is_of_the_kind_that_is_wanted(
+    root: Path, tmp_path: Path, kind: str
+) -> None:
+    encoder = Segformer(SegformerConfig.of_size("b0")).encoder.state_dict()
+    save_file({f"encoder.{k}": v for k, v in encoder.items()}, tmp_path / "mit.safetensors")
+    wanted = settings(root, tmp_path, model=str(tmp_path / "mit.safetensors"), head_kind=kind)
+    model = build(wanted, _meaning(("a", "b")))
+    assert (model.config.head_kind, model.config.num_outputs) == (kind, 2)
+    assert_same(model.encoder.state_dict(), encoder)
+    assert model.metadata.head_trained
 
 
 def _meaning(names: Sequence[str]) -> Metadata:

@@ -25,8 +25,8 @@ class TrainSettings:
             them out; unchecked, to start without reading them all first
         model: b0 to b5 for fresh weights; or what to start from: a name, file, folder or hub id,
             whose classifier starts afresh where the classes differ
-        head_kind: of fresh weights: linear, as NVlabs and transformers have it, or conv, as
-            mmsegmentation has it
+        head_kind: of a fresh head, as an encoder from ImageNet gets one: linear, as NVlabs and
+            transformers have it, or conv, as mmsegmentation has it
         merge: merge plan to train with, saved with the weights; empty for the model's own
         out: folder for weights, logs and what is needed to go on
         crop: height x width of the images that are trained on
