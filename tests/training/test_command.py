@@ -80,6 +80,24 @@ def test_broken_data_is_skipped(broken: Path, tmp_path: Path, capsys: Captured) 
     assert json.loads((tmp_path / "row.json").read_text())[0]["images"] == 4
 
 
+def test_nothing_is_left(tmp_path: Path, capsys: Captured) -> None:
+    root = make_camvid(tmp_path / "camvid", {"train": 1, "val": 1})
+    [image] = (root / "train").iterdir()
+    image.write_bytes(b"no image")
+    assert cli.main(words(root, "--bad-images", "skip", "--out", str(tmp_path / "out"))) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: mend what is named above"
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_only_the_first_of_several_processes_speaks(
+    variable: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_camvid(tmp_path / "camvid", {"train": 1, "val": 1})
+    monkeypatch.setenv(variable, "1")
+    assert cli.main(words(root, "--check-data")) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_fine_tuning_on_a_folder_of_ones_own(
     shared: Path, tmp_path: Path, capsys: Captured
 ) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from segformerpp.checkpoints import load, save
 from segformerpp.data.datasets import SegmentationDataset, open_dataset
+from segformerpp.data.labels import LabelSet
 from segformerpp.data.poses import PoseDataset, open_poses
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.models import Metadata, Segformer, SegformerConfig
@@ -192,6 +193,13 @@ def test_a_run_is_not_overwritten(
         train(settings(root, tmp_path, steps=2, warmup=0), *sets)
     with pytest.raises(UsageError, match=r"resume: not the run in .*: lr was 0.001"):
         train(settings(root, tmp_path, steps=2, warmup=0, lr=0.5), *sets, resume=True)
+    fewer = replace(sets[0], pairs=sets[0].pairs[1:])
+    with pytest.raises(UsageError, match=r"resume: not the run in .*: images was 6"):
+        train(settings(root, tmp_path, steps=3, warmup=0), fewer, sets[1], resume=True)
+    labels = LabelSet(("a", "b"), ((0, 0, 0), (1, 1, 1)))
+    others = [replace(one, classes=labels) for one in sets]
+    with pytest.raises(UsageError, match=r"resume: not the run in .*: labels was \['Sky', "):
+        train(settings(root, tmp_path, steps=3, warmup=0), *others, resume=True)
     row = train(settings(root, tmp_path, steps=3, warmup=0), *sets, resume=True)
     assert row["steps"] == 3
 

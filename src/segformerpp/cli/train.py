@@ -59,7 +59,8 @@ def train(
     """
     from segformerpp.data.outputs import check_writable_file, write_rows
 
-    first = int(os.environ.get("RANK", 0)) == 0  # of the processes that torchrun starts
+    # Of the processes that torchrun, or Lightning for --devices, starts.
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
     quiet = quiet or not first
     if json:
         check_writable_file("json", json)
@@ -73,9 +74,10 @@ def train(
         if settings.bad_images != "unchecked" or check_data:
             skip = settings.bad_images == "skip"
             checked = [_checked(dataset, skip, quiet) for dataset in sets]
-            sets = [dataset for dataset in checked if dataset]
+            sets = [dataset for dataset in checked if dataset is not None]
             if len(sets) < len(checked):
-                complain("error: mend what is named above, or leave it out with --bad-images skip")
+                other = "" if skip else ", or leave it out with --bad-images skip"
+                complain(f"error: mend what is named above{other}")
                 return SOME_FAILED
         if check_data:
             return SUCCESS
@@ -156,7 +158,10 @@ def _measure(settings: TrainSettings, dataset: AnyDataset, quiet: bool) -> list[
 
 
 def _checked(dataset: AnyDataset, skip: bool, quiet: bool) -> AnyDataset | None:
-    """The dataset, without what cannot be used if that is to be skipped; None if it is not."""
+    """The dataset, without what cannot be used if that is to be skipped.
+
+    None if it is not, or if nothing is left.
+    """
     from segformerpp.data.datasets import Problem, check
     from segformerpp.data.poses import ImageProblem, PoseDataset, check_poses
 
@@ -174,7 +179,7 @@ def _checked(dataset: AnyDataset, skip: bool, quiet: bool) -> AnyDataset | None:
     if not problems:
         say(f"{dataset.name}: all {images} images can be used", quiet)
         return dataset
-    if not skip:
+    if not skip or not len(rest):
         return None
     say(f"{dataset.name}: {len(problems)} of {images} images left out", quiet)
     return rest

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,13 @@ class Keeper(Callback):
         self,
         out: Path,
         settings: TrainSettings,
+        identity: Mapping[str, Any],
         report: Callable[[str], None],
         advance: Callable[[], None],
         validates: bool,
     ) -> None:
         self.out, self.settings, self.report, self.advance = out, settings, report, advance
+        self.identity = dict(identity)
         self.validates = validates
         self.validated = -1
         self._seen = self._saved = self._in_vain = 0
@@ -84,8 +85,8 @@ class Keeper(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the settings, to compare with those of a run that goes on."""
-        checkpoint["settings"] = asdict(self.settings)
+        """Keep what the run is, to compare with what one that goes on would be."""
+        checkpoint["settings"] = self.identity
 
     def _stop_if_in_vain(self, trainer: pl.Trainer) -> None:
         # Not Lightning's EarlyStopping: it counts behind us, so that a run that goes on would know

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 #: Settings that a run may go on with other values of.
 _FREE = frozenset(
     (
-        *("root", "out", "steps", "epochs", "device", "workers"),
+        *("root", "out", "steps", "epochs", "device", "workers", "bad_images"),
         *("save_every", "log_every", "patience", "pictures"),
     )
 )
@@ -87,24 +87,26 @@ def train(
     settings = with_steps(settings, len(train_set))
     model = build(settings, meaning(settings, train_set))
     module, samples = _task(settings, model, train_set)
-    keeper = Keeper(out, settings, report, advance, validates=bool(val_set))
+    data = {"images": len(train_set), "labels": list(model.metadata.labels)}
+    identity = {**asdict(settings), **data}
+    keeper = Keeper(out, settings, identity, report, advance, validates=bool(val_set))
     trainer = _trainer(settings, keeper)
-    data = Images(settings, samples, val_set)
+    images = Images(settings, samples, val_set)
     started = time.perf_counter()
     goes_on = resume and checkpoint.exists()
     if goes_on:
-        _check_same(checkpoint, settings)
+        _check_same(checkpoint, identity)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             path = checkpoint if goes_on else None
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            trainer.fit(module, datamodule=images, ckpt_path=path, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
         except ImageError as error:  # of a worker with its traceback
             raise ImageError(str(error).splitlines()[-1].rpartition("ImageError: ")[2]) from None
         if val_set and keeper.validated != trainer.global_step:
-            trainer.validate(module, datamodule=data, verbose=False)
+            trainer.validate(module, datamodule=images, verbose=False)
     if trainer.is_global_zero:
         save_pretrained(module.averaged, out / "last")
     validated = module.best >= 0  # not without validation, nor where no pixel counts in it
@@ -222,14 +224,13 @@ def _weights(settings: TrainSettings, dataset: SegmentationDataset) -> torch.Ten
     return class_weights(counts[: len(dataset.classes.labels)])
 
 
-def _check_same(checkpoint: Path, settings: TrainSettings) -> None:
-    """Refuse to go on with another run's settings.
+def _check_same(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """Refuse to go on with another run's settings, or other data.
 
     Raises:
         UsageError: which names what differs.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["settings"]
-    now = asdict(settings)
     other = [f"{key} was {saved[key]!r}" for key in now if now[key] != saved.get(key, now[key])]
     other = [text for text in other if text.split()[0] not in _FREE]
     if other:
