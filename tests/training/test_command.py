@@ -43,9 +43,7 @@ def test_broken_data_is_named_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_start_reads_no_images(
-    broken: Path, tmp_path: Path, capsys: Captured
-) -> None:
+def test_what_cannot_start_reads_no_images(broken: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "file").touch()
     assert cli.main(words(broken, "--out", str(tmp_path / "file"))) == 2
     assert "error: out: cannot write to" in capsys.readouterr().err
