@@ -58,6 +58,13 @@ def test_grey_of_few_bits_is_not_scaled(
     assert read_mask(tmp_path / "x.png", (1, 4), from_ids(range(16))).tolist() == [ids]
 
 
+def test_masks_may_be_as_large_as_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.png").write_bytes(grey_png([b"\x01\x2f"], 4, 4))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Pillow's own limit is 179 million pixels
+    found = read_mask(tmp_path / "x.png", (1, 4), from_ids(range(16)))
+    assert found.tolist() == [[0, 1, 2, 15]]
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 def test_colours(channels: int, tmp_path: Path) -> None:
     alpha = np.full((2, 2, channels - 3), 9, np.uint8)

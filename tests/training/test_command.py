@@ -10,6 +10,8 @@ from PIL import Image
 
 from segformerpp import cli
 from segformerpp.checkpoints import load
+from segformerpp.terminal import Progress
+from segformerpp.training.keeping import RESUME
 from tests.training.test_batches import make_camvid
 
 Captured = pytest.CaptureFixture[str]
@@ -41,12 +43,57 @@ def test_broken_data_is_named_before_training(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_start_reads_no_images(broken: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(words(broken, "--out", str(tmp_path / "file"))) == 2
+    assert "error: out: cannot write to" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RESUME).touch()
+    assert cli.main(words(broken, "--out", str(tmp_path / "run"))) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_the_bar_counts_the_steps_of_the_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = []
+
+    class Counted(Progress):
+        def __init__(self, total: int | None, what: str, shown: bool = True) -> None:
+            totals.append((what, total))
+            super().__init__(total, what, shown)
+
+    monkeypatch.setattr("segformerpp.cli.train.Progress", Counted)
+    root = make_camvid(tmp_path / "camvid", {"train": 4, "val": 1})
+    options = ["--epochs", "1", "--bad-images", "unchecked", "--val-split", ""]
+    assert cli.main(words(root, *options, "--out", str(tmp_path / "out"))) == 0
+    assert totals == [("training", 2)]
+
+
 def test_broken_data_is_skipped(broken: Path, tmp_path: Path, capsys: Captured) -> None:
     options = ["--bad-images", "skip", "--out", str(tmp_path / "out")]
     options += ["--json", str(tmp_path / "row.json")]
     assert cli.main(words(broken, *options)) == 0
     assert "camvid train: 2 of 6 images left out" in capsys.readouterr().out
     assert json.loads((tmp_path / "row.json").read_text())[0]["images"] == 4
+
+
+def test_nothing_is_left(tmp_path: Path, capsys: Captured) -> None:
+    root = make_camvid(tmp_path / "camvid", {"train": 1, "val": 1})
+    [image] = (root / "train").iterdir()
+    image.write_bytes(b"no image")
+    assert cli.main(words(root, "--bad-images", "skip", "--out", str(tmp_path / "out"))) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: mend what is named above"
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_only_the_first_of_several_processes_speaks(
+    variable: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_camvid(tmp_path / "camvid", {"train": 1, "val": 1})
+    monkeypatch.setenv(variable, "1")
+    assert cli.main(words(root, "--check-data")) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_fine_tuning_on_a_folder_of_ones_own(

@@ -12,9 +12,12 @@ import torch
 from segformerpp.checkpoints import load
 from segformerpp.data.poses import open_poses
 from segformerpp.data.skeletons import Skeleton, skeleton
+from segformerpp.errors import UsageError
 from segformerpp.models import Metadata
 from segformerpp.tasks.pose import PoseCodec
 from segformerpp.training.losses import heatmap_loss
+from segformerpp.training.module import PoseModule
+from segformerpp.training.network import build, meaning
 from segformerpp.training.people import PoseAugmentation
 from segformerpp.training.run import train
 from segformerpp.training.samples import PoseSamples
@@ -87,6 +90,25 @@ def test_epochs_decide_the_steps(tmp_path: Path) -> None:
     changes = {**SETTINGS, "batch": 2, "epochs": 2, "warmup": 0}
     wanted = TrainSettings(root=str(tmp_path), out=str(tmp_path / "out"), **changes)
     assert train(wanted, dataset, None)["steps"] == 5
+
+
+def test_plans_that_shrink_the_image_are_refused(tmp_path: Path) -> None:
+    dataset = open_poses(make_people(tmp_path, "train", 1), "train")
+    changes = {**SETTINGS, "crop": "96x64", "merge": "downsample", "steps": 6}
+    wanted = TrainSettings(root=str(tmp_path), out=str(tmp_path / "out"), **changes)
+    with pytest.raises(UsageError, match="merge: plans that shrink the image"):
+        train(wanted, dataset, None)
+
+
+def test_counts_stay_in_double_precision_where_a_device_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as Apple's: one process has nothing to add up, and nothing to move there."""
+    dataset = open_poses(make_people(tmp_path, "train", 1), "train")
+    wanted = TrainSettings(root=str(tmp_path), **SETTINGS)
+    module = PoseModule(build(wanted, meaning(wanted, dataset)), wanted)
+    monkeypatch.setattr(PoseModule, "device", torch.device("meta"))
+    np.testing.assert_array_equal(module.add_up(np.array([1.0, 2.0])), [1.0, 2.0])
 
 
 def test_command(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from segformerpp.checkpoints import load, save
 from segformerpp.data.datasets import SegmentationDataset, open_dataset
+from segformerpp.data.labels import LabelSet
 from segformerpp.data.poses import PoseDataset, open_poses
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.models import Metadata, Segformer
+from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.training.keeping import RESUME
 from segformerpp.training.network import build, meaning, rate_at
 from segformerpp.training.run import train
@@ -185,28 +188,56 @@ def test_two_processes_equal_one_with_twice_the_batch(root: Path, tmp_path: Path
 def test_a_run_is_not_overwritten(
     root: Path, sets: list[SegmentationDataset], tmp_path: Path
 ) -> None:
-    train(settings(root, tmp_path, steps=2, warmup=0), *sets)
+    train(settings(root, tmp_path, steps=2, warmup=0, save_every=5), *sets)
     with pytest.raises(UsageError, match="holds a run already"):
         train(settings(root, tmp_path, steps=2, warmup=0), *sets)
     with pytest.raises(UsageError, match=r"resume: not the run in .*: lr was 0.001"):
         train(settings(root, tmp_path, steps=2, warmup=0, lr=0.5), *sets, resume=True)
+    fewer = replace(sets[0], pairs=sets[0].pairs[1:])
+    with pytest.raises(UsageError, match=r"resume: not the run in .*: images was 6"):
+        train(settings(root, tmp_path, steps=3, warmup=0), fewer, sets[1], resume=True)
+    labels = LabelSet(("a", "b"), ((0, 0, 0), (1, 1, 1)))
+    others = [replace(one, classes=labels) for one in sets]
+    with pytest.raises(UsageError, match=r"resume: not the run in .*: labels was \['Sky', "):
+        train(settings(root, tmp_path, steps=3, warmup=0), *others, resume=True)
     row = train(settings(root, tmp_path, steps=3, warmup=0), *sets, resume=True)
     assert row["steps"] == 3
 
 
 def test_patience(root: Path, sets: list[SegmentationDataset], tmp_path: Path) -> None:
     wanted = settings(root, tmp_path, lr=1e-12, ema=0, steps=40, val_every=2, patience=2)
-    assert train(wanted, *sets)["steps"] <= 10
+    done = train(wanted, *sets)
+    assert done["steps"] <= 10
+    again = train(wanted, *sets, resume=True)  # it has ended
+    assert {**again, "seconds": 0} == {**done, "seconds": 0}
+    longer = train(replace(wanted, patience=3), *sets, resume=True)
+    assert longer["steps"] == done["steps"] + 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_in_training(
-    root: Path, sets: list[SegmentationDataset], tmp_path: Path
+    root: Path, sets: list[SegmentationDataset], tmp_path: Path, workers: int
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     pairs = (replace(sets[0].pairs[0], image=broken), *sets[0].pairs[1:])
     with pytest.raises(ImageError, match=r"^\S*broken.png: [^\n]*$"):
-        train(settings(root, tmp_path, workers=1), replace(sets[0], pairs=pairs), None)
+        train(settings(root, tmp_path, workers=workers), replace(sets[0], pairs=pairs), None)
+
+
+def test_validates_on_images_that_are_smaller_than_the_plan_takes(
+    root: Path, sets: list[SegmentationDataset], tmp_path: Path
+) -> None:
+    wanted = settings(root, tmp_path, steps=1, warmup=0, crop="64x64", merge="downsample")
+    assert train(wanted, *sets)["miou"] >= 0
+
+
+def test_masks_of_nothing_but_ignored_pixels_choose_nothing(
+    root: Path, sets: list[SegmentationDataset], tmp_path: Path
+) -> None:
+    nothing = replace(sets[1], encode=partial(np.full_like, fill_value=255))
+    row = train(settings(root, tmp_path, steps=2, warmup=0, patience=1), sets[0], nothing)
+    assert (row["miou"], row["model"]) == (None, str(tmp_path / "last"))
 
 
 @pytest.mark.parametrize("labels", [("a", "b", "c"), ("d", "e"), ("a", "b")])
@@ -231,6 +262,19 @@ def test_fine_tuning(
     assert build(replace(wanted, merge="none"), _meaning(labels)).merge_plan.name == "none"
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_the_head_of_an_encoder_alone_is_of_the_kind_that_is_wanted(
+    root: Path, tmp_path: Path, kind: str
+) -> None:
+    encoder = Segformer(SegformerConfig.of_size("b0")).encoder.state_dict()
+    save_file({f"encoder.{k}": v for k, v in encoder.items()}, tmp_path / "mit.safetensors")
+    wanted = settings(root, tmp_path, model=str(tmp_path / "mit.safetensors"), head_kind=kind)
+    model = build(wanted, _meaning(("a", "b")))
+    assert (model.config.head_kind, model.config.num_outputs) == (kind, 2)
+    assert_same(model.encoder.state_dict(), encoder)
+    assert model.metadata.head_trained
+
+
 def _meaning(names: Sequence[str]) -> Metadata:
     return Metadata(labels=tuple(names), palette=tuple((i, i, i) for i in range(len(names))))
 
@@ -240,6 +284,8 @@ def test_rates() -> None:
     assert [rate_at(step, wanted) for step in (0, 4, 9, 10, 59)] == [0.1, 0.5, 1, 1, 1]
     assert rate_at(85, wanted) == pytest.approx(0.25)
     assert rate_at(110, wanted) == 0
+    held = TrainSettings(root="x", steps=110, warmup=10, hold=1)
+    assert [rate_at(step, held) for step in (10, 109, 110)] == [1, 1, 1]  # last: at the end
 
 
 @pytest.mark.parametrize(
@@ -252,6 +298,10 @@ def test_rates() -> None:
         ({"ema": 1.0}, "ema: from 0 to below 1"),
         ({"min_scale": 3.0}, "max_scale: min_scale or more"),
         ({"warmup": 8}, "warmup: less than 8 steps"),
+        ({"warmup": 8, "epochs": 1}, "warmup: less than 3 steps"),
+        ({"seed": -1}, "seed: 0 or more"),
+        ({"crop": "31x48"}, "crop: at least 32 pixels on each side here, not 31x48"),
+        ({"merge": "downsample"}, "crop: at least 64 pixels"),
         ({"precision": "f16", "device": "cpu"}, "precision: PyTorch has no fast f16"),
         ({"device": "tpu0"}, "device: "),
     ],

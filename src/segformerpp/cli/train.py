@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segformerpp.cli.options import INTERRUPTED, SOME_FAILED, SUCCESS, say
@@ -58,7 +59,8 @@ def train(
     """
     from segformerpp.data.outputs import check_writable_file, write_rows
 
-    first = int(os.environ.get("RANK", 0)) == 0  # of the processes that torchrun starts
+    # Of the processes that torchrun, or Lightning for --devices, starts.
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
     quiet = quiet or not first
     if json:
         check_writable_file("json", json)
@@ -67,12 +69,15 @@ def train(
     if measure:
         rows = _measure(settings, sets[0], quiet)
     else:
+        if not check_data:
+            _check_start(settings, resume)
         if settings.bad_images != "unchecked" or check_data:
             skip = settings.bad_images == "skip"
             checked = [_checked(dataset, skip, quiet) for dataset in sets]
-            sets = [dataset for dataset in checked if dataset]
+            sets = [dataset for dataset in checked if dataset is not None]
             if len(sets) < len(checked):
-                complain("error: mend what is named above, or leave it out with --bad-images skip")
+                other = "" if skip else ", or leave it out with --bad-images skip"
+                complain(f"error: mend what is named above{other}")
                 return SOME_FAILED
         if check_data:
             return SUCCESS
@@ -95,13 +100,25 @@ def _opened(settings: TrainSettings, split: str) -> AnyDataset:
     return open_dataset(settings.data, settings.root, split, settings.classes or None)
 
 
+def _check_start(settings: TrainSettings, resume: bool) -> None:
+    """Refuse what could not start or be kept, before all images are read."""
+    from segformerpp.data.files import check_writable
+
+    try:
+        from segformerpp.training.run import refuse_taken
+    except ModuleNotFoundError as error:
+        raise UsageError(f"train: needs {error.name}; pip install 'segformerpp[train]'") from None
+    check_writable("out", Path(settings.out))
+    refuse_taken(settings, resume)
+
+
 def _train(
     settings: TrainSettings, sets: list[AnyDataset], resume: bool, quiet: bool
 ) -> dict[str, object]:
-    try:
-        from segformerpp.training.run import train as run
-    except ModuleNotFoundError as error:
-        raise UsageError(f"train: needs {error.name}; pip install 'segformerpp[train]'") from None
+    from segformerpp.training.run import train as run
+    from segformerpp.training.run import with_steps
+
+    settings = with_steps(settings, len(sets[0]))
     with Progress(settings.steps, "training", shown=not quiet) as progress:
         row = run(
             settings,
@@ -141,7 +158,10 @@ def _measure(settings: TrainSettings, dataset: AnyDataset, quiet: bool) -> list[
 
 
 def _checked(dataset: AnyDataset, skip: bool, quiet: bool) -> AnyDataset | None:
-    """The dataset, without what cannot be used if that is to be skipped; None if it is not."""
+    """The dataset, without what cannot be used if that is to be skipped.
+
+    None if it is not, or if nothing is left.
+    """
     from segformerpp.data.datasets import Problem, check
     from segformerpp.data.poses import ImageProblem, PoseDataset, check_poses
 
@@ -159,7 +179,7 @@ def _checked(dataset: AnyDataset, skip: bool, quiet: bool) -> AnyDataset | None:
     if not problems:
         say(f"{dataset.name}: all {images} images can be used", quiet)
         return dataset
-    if not skip:
+    if not skip or not len(rest):
         return None
     say(f"{dataset.name}: {len(problems)} of {images} images left out", quiet)
     return rest

@@ -59,7 +59,7 @@ def read_image(source: ImageSource) -> np.ndarray:
         if not data:
             raise ValueError("the file is empty")
         try:
-            with _open(data) as image:
+            with open_image(data) as image:
                 return _to_rgb(image)
         except UnidentifiedImageError:
             if (array := _decode_tiff(data)) is None:
@@ -105,7 +105,13 @@ def _encode(image: np.ndarray | Image.Image, extension: str) -> memoryview:
     return buffer.getbuffer()
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file with Pillow, up to the size that this package reads.
+
+    Raises:
+        ValueError: if it has more pixels.
+        Exception: whatever Pillow raises.
+    """
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from segformerpp.data.images import reason
+from segformerpp.data.images import open_image, reason
 from segformerpp.errors import ImageError, UsageError
 
 #: The id of pixels that do not count.
@@ -20,8 +19,8 @@ Colour = tuple[int, int, int]
 
 _NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOURS = ("RGB", "RGBA")
-#: What Pillow multiplies grey of 2 and 4 bits with.
-_SCALES: dict[object, int] = {"L;2": 85, "L;4": 17}
+#: What Pillow multiplies grey of 2 and 4 bits with in PNG.
+_SCALES = {2: 85, 4: 17}
 #: How many of the values that are unknown an error names.
 _NAMED = 5
 
@@ -38,13 +37,13 @@ def read_mask(path: Path, size: tuple[int, int], encode: Encode) -> np.ndarray:
         ImageError: if it cannot be read, has another size, or values that are unknown.
     """
     try:
-        with Image.open(path) as file:
+        data = path.read_bytes()
+        with open_image(data) as file:
             if file.mode not in (*_NUMBERS, *_COLOURS):
                 raise ImageError(f"a mask holds numbers or RGB colours, not {file.mode}")
-            scale = _SCALES.get(file.tile[0][3], 1) if file.tile else 1
             values = np.asarray(file)[..., :3] if file.mode in _COLOURS else np.asarray(file)
-        if scale > 1:
-            values = values // scale
+        if data.startswith(b"\x89PNG") and data[25] == 0 and data[24] in _SCALES:  # grey, and bits
+            values = values // _SCALES[data[24]]
         if values.shape[:2] != size:
             own, image = ("x".join(map(str, shape)) for shape in (values.shape[:2], size))
             raise ImageError(f"the mask is {own}, its image {image}")

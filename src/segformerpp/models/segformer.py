@@ -53,6 +53,11 @@ class Segformer(nn.Module):
     def merge_plan(self, merge: MergePlan | str | Path | Mapping[str, Any] | None) -> None:
         self.encoder.merge_plan = MergePlan.parse(merge)
 
+    @property
+    def min_image_size(self) -> int:
+        """The least height and width of an image under the plan in force."""
+        return math.ceil(self.config.min_image_size / self.merge_plan.input_scale)
+
     def forward(self, x: Tensor) -> Tensor:
         """Predict: normalised images (B, C, H, W) -> logits (B, K, h, w) at a quarter of the size.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +28,29 @@ class Keeper(Callback):
         self,
         out: Path,
         settings: TrainSettings,
+        identity: Mapping[str, Any],
         report: Callable[[str], None],
         advance: Callable[[], None],
         validates: bool,
     ) -> None:
         self.out, self.settings, self.report, self.advance = out, settings, report, advance
+        self.identity = dict(identity)
         self.validates = validates
         self.validated = -1
-        self._seen = self._saved = 0
+        self._seen = self._saved = self._in_vain = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Count what an earlier run has done."""
         self._saved = trainer.global_step
         self._count(trainer)
+        self._stop_if_in_vain(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Save, unless a validation comes next, which saves too."""
         step = trainer.global_step
         validates = self.validates and step % self.settings.val_every == 0
-        if step > self._saved and step % self.settings.save_every == 0 and not validates:
+        due = step % self.settings.save_every == 0 or step == self.settings.steps
+        if step > self._saved and due and not validates:
             self._save(trainer)
         self._count(trainer)
 
@@ -57,6 +60,7 @@ class Keeper(Callback):
         value = float(trainer.callback_metrics[module.metric])
         self.validated = trainer.global_step
         better = value > module.best
+        self._in_vain = 0 if better else self._in_vain + 1
         loss = trainer.callback_metrics.get("loss")
         text = f"step {self.validated} of {self.settings.steps}: "
         text += f"{TITLES[module.metric]} {value:.2f} %"
@@ -68,12 +72,27 @@ class Keeper(Callback):
                 save_pretrained(module.averaged, self.out / "best")
         if trainer.training or trainer.state.fn == "fit":
             self._save(trainer)
+            self._stop_if_in_vain(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations in a row have found nothing better."""
+        return {"in_vain": self._in_vain}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know it again."""
+        self._in_vain = state_dict["in_vain"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the settings, to compare with those of a run that goes on."""
-        checkpoint["settings"] = asdict(self.settings)
+        """Keep what the run is, to compare with what one that goes on would be."""
+        checkpoint["settings"] = self.identity
+
+    def _stop_if_in_vain(self, trainer: pl.Trainer) -> None:
+        # Not Lightning's EarlyStopping: it counts behind us, so that a run that goes on would know
+        # one validation less, and brings the patience of the earlier run back.
+        if 0 < self.settings.patience <= self._in_vain:
+            trainer.should_stop = True
 
     def _count(self, trainer: pl.Trainer) -> None:
         while self._seen < trainer.global_step:

@@ -129,9 +129,10 @@ class TrainingModule(pl.LightningModule):
 
     def add_up(self, counts: np.ndarray) -> np.ndarray:
         """The sum of what the processes have counted."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return counts
         total = torch.from_numpy(counts).to(self.device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return total.cpu().numpy()
 
     def _average(self, averages: Any, values: Any, count: Tensor | int) -> None:
@@ -173,7 +174,7 @@ class SegmentationModule(TrainingModule):
     def validation_step(self, sample: Sample, batch_idx: int) -> None:
         """Segment one whole image, as `Predictor` does."""
         image, mask = sample
-        fitted = segmentation.fit(image, None, self.model.config.min_image_size)
+        fitted = segmentation.fit(image, None, self.model.min_image_size)
         label_map = segmentation.postprocess(self.predict(fitted), (mask.shape[0], mask.shape[1]))
         self._counts += confusion(label_map, mask, len(self._counts))
         data = self.model.metadata

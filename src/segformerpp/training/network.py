@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from segformerpp.data.datasets import SegmentationDataset
 from segformerpp.data.poses import PoseDataset
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
 from segformerpp.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
 
 
 def meaning(settings: TrainSettings, dataset: SegmentationDataset | PoseDataset) -> Metadata:
@@ -61,14 +63,22 @@ def build(settings: TrainSettings, metadata: Metadata) -> Segformer:
         )
         model = Segformer(config, metadata)
     else:
-        start = load(settings.model, num_classes=outputs)
-        old = start.metadata
+        start = load(settings.model)
+        old, config = start.metadata, replace(start.config, num_outputs=outputs, **rates)
+        fresh: tuple[str, ...] = ()
+        if not old.head_trained:
+            config, fresh = replace(config, head_kind=settings.head_kind), ("head.",)
+        elif (
+            old.task != metadata.task
+            or old.labels not in ((), metadata.labels)
+            or start.config.num_outputs != outputs
+        ):
+            fresh = ("head.classifier.",)
+            logger.warning("%s: has other classes: the classifier starts afresh", settings.model)
         metadata = replace(metadata, mean=old.mean, std=old.std, license=old.license)
-        model = Segformer(replace(start.config, **rates), metadata, start.merge_plan)
-        fresh = copy.deepcopy(model.head.classifier.state_dict())
-        model.load_state_dict(start.state_dict())
-        if old.task != metadata.task or old.labels not in ((), metadata.labels):
-            model.head.classifier.load_state_dict(fresh)
+        model = Segformer(config, metadata, start.merge_plan)
+        kept = {k: v for k, v in start.state_dict().items() if not k.startswith(fresh)}
+        model.load_state_dict(kept, strict=not fresh)
     if settings.merge:
         model.merge_plan = settings.merge
     model.encoder.gradient_checkpointing = settings.checkpointing
@@ -97,6 +107,6 @@ def rate_at(step: int, settings: TrainSettings) -> float:
     held = settings.warmup + settings.hold * (settings.steps - settings.warmup)
     if settings.drops:
         return float(0.1 ** sum(step >= share * settings.steps for share in settings.falls))
-    if step < held:
+    if step <= held:
         return 1.0
     return float((1 - (step - held) / (settings.steps - held)) ** settings.power)

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from segformerpp.arguments import parse_size
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 #: Settings that a run may go on with other values of.
 _FREE = frozenset(
     (
-        *("root", "out", "steps", "epochs", "device", "workers"),
+        *("root", "out", "steps", "epochs", "device", "workers", "bad_images"),
         *("save_every", "log_every", "patience", "pictures"),
     )
 )
@@ -74,7 +73,7 @@ def train(
 
     Returns:
         ``model``, the folder with the best weights; ``miou`` or, for poses, ``pck_0.1``, theirs in
-        percent, None without validation; ``steps``; ``seconds`` of this call; ``images``, of
+        percent, None if nothing was validated; ``steps``; ``seconds`` of this call; ``images``, of
         which people are counted for poses; ``merge``.
 
     Raises:
@@ -82,58 +81,89 @@ def train(
         ImageError: if an image cannot be read.
         KeyboardInterrupt: if interrupted.
     """
+    refuse_taken(settings, resume)
     out = Path(settings.out)
     checkpoint = out / RESUME
-    if not resume and checkpoint.exists():
-        raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
-    if settings.epochs:
-        together = settings.batch * settings.accumulate * _world(settings)
-        settings = replace(settings, steps=math.ceil(settings.epochs * len(train_set) / together))
+    settings = with_steps(settings, len(train_set))
     model = build(settings, meaning(settings, train_set))
     module, samples = _task(settings, model, train_set)
-    keeper = Keeper(out, settings, report, advance, validates=val_set is not None)
-    trainer = _trainer(settings, keeper, module.metric if val_set else None)
-    data = Images(settings, samples, val_set)
+    data = {"images": len(train_set), "labels": list(model.metadata.labels)}
+    identity = {**asdict(settings), **data}
+    keeper = Keeper(out, settings, identity, report, advance, validates=bool(val_set))
+    trainer = _trainer(settings, keeper)
+    images = Images(settings, samples, val_set)
     started = time.perf_counter()
     goes_on = resume and checkpoint.exists()
     if goes_on:
-        _check_same(checkpoint, settings)
+        _check_same(checkpoint, identity)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             path = checkpoint if goes_on else None
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            trainer.fit(module, datamodule=images, ckpt_path=path, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
-        except ImageError as error:  # with the traceback of a worker
-            raise ImageError(str(error).splitlines()[-1].partition("ImageError: ")[2]) from None
+        except ImageError as error:  # of a worker with its traceback
+            raise ImageError(str(error).splitlines()[-1].rpartition("ImageError: ")[2]) from None
         if val_set and keeper.validated != trainer.global_step:
-            trainer.validate(module, datamodule=data, verbose=False)
+            trainer.validate(module, datamodule=images, verbose=False)
     if trainer.is_global_zero:
         save_pretrained(module.averaged, out / "last")
+    validated = module.best >= 0  # not without validation, nor where no pixel counts in it
     return {
-        "model": str(out / ("best" if (out / "best").exists() else "last")),
+        "model": str(out / ("best" if validated else "last")),
         "merge": module.model.merge_plan.name,
         "steps": trainer.global_step,
         "images": len(train_set),
-        module.metric: round(module.best, 2) if val_set else None,
+        module.metric: round(module.best, 2) if validated else None,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def refuse_taken(settings: TrainSettings, resume: bool) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        UsageError: if there is one in `settings.out` that is not to go on.
+    """
+    out = Path(settings.out)
+    if not resume and (out / RESUME).exists():
+        raise UsageError(f"out: {out} holds a run already; go on with it (resume), or take another")
+
+
+def with_steps(settings: TrainSettings, images: int) -> TrainSettings:
+    """The settings with the steps that `epochs` of so many images are, if these decide.
+
+    Raises:
+        UsageError: if these are too few for the warm-up.
+    """
+    if not settings.epochs:
+        return settings
+    together = settings.batch * settings.accumulate * _world(settings)
+    return replace(settings, epochs=0, steps=math.ceil(settings.epochs * images / together))
 
 
 def _task(
     settings: TrainSettings, model: Segformer, train_set: SegmentationDataset | PoseDataset
 ) -> tuple[TrainingModule, Samples]:
-    """What is particular to segmentation, or to poses."""
+    """What is particular to segmentation, or to poses.
+
+    Raises:
+        UsageError: if the crop is too small for the network, or the plan is none for poses.
+    """
     s, data = settings, model.metadata
+    crop, least = parse_size("crop", s.crop), model.min_image_size
+    if min(crop) < least:
+        raise UsageError(f"crop: at least {least} pixels on each side here, not {s.crop}")
     scale = s.min_scale, s.max_scale
     if isinstance(train_set, PoseDataset):
+        if model.merge_plan.input_scale != 1:
+            raise UsageError("merge: plans that shrink the image are for models that segment")
         codec = codec_of(data)
         people = PoseAugmentation(
             codec, train_set.skeleton, scale, s.rotation, s.half_body, s.colour
         )
         return PoseModule(model, s), PoseSamples(train_set, people, codec, data)
-    crop = parse_size("crop", s.crop)
     augmentation = Augmentation(crop, scale, s.max_class_share, s.balanced_crops, s.colour)
     samples = SegmentationSamples(train_set, augmentation, data, s.class_mix)
     return SegmentationModule(model, s, _weights(s, train_set)), samples
@@ -145,15 +175,13 @@ def _world(settings: TrainSettings) -> int:
     return int(os.environ.get("WORLD_SIZE", local))
 
 
-def _trainer(settings: TrainSettings, keeper: Keeper, metric: str | None) -> pl.Trainer:
+def _trainer(settings: TrainSettings, keeper: Keeper) -> pl.Trainer:
     if settings.precision == "f16" and settings.device == "cpu":
         raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
     world = _world(settings)
-    callbacks: list[Callback] = [keeper]
-    if settings.patience and metric:
-        callbacks.append(EarlyStopping(metric, mode="max", patience=settings.patience))
+    every = settings.val_every * settings.accumulate
     logs = Path(settings.out) / "logs"
     loggers: list[Logger] = [
         CSVLogger(logs, name="csv"),
@@ -171,12 +199,12 @@ def _trainer(settings: TrainSettings, keeper: Keeper, metric: str | None) -> pl.
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip or None,
-            val_check_interval=settings.val_every * settings.accumulate if metric else None,
+            val_check_interval=every if keeper.validates else None,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=loggers,
             log_every_n_steps=settings.log_every,
-            callbacks=callbacks,
+            callbacks=[keeper],
             plugins=[WholeFiles()],
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -196,14 +224,13 @@ def _weights(settings: TrainSettings, dataset: SegmentationDataset) -> torch.Ten
     return class_weights(counts[: len(dataset.classes.labels)])
 
 
-def _check_same(checkpoint: Path, settings: TrainSettings) -> None:
-    """Refuse to go on with another run's settings.
+def _check_same(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """Refuse to go on with another run's settings, or other data.
 
     Raises:
         UsageError: which names what differs.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["settings"]
-    now = asdict(settings)
     other = [f"{key} was {saved[key]!r}" for key in now if now[key] != saved.get(key, now[key])]
     other = [text for text in other if text.split()[0] not in _FREE]
     if other:

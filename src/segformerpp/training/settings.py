@@ -25,8 +25,8 @@ class TrainSettings:
             them out; unchecked, to start without reading them all first
         model: b0 to b5 for fresh weights; or what to start from: a name, file, folder or hub id,
             whose classifier starts afresh where the classes differ
-        head_kind: of fresh weights: linear, as NVlabs and transformers have it, or conv, as
-            mmsegmentation has it
+        head_kind: of a fresh head, as an encoder from ImageNet gets one: linear, as NVlabs and
+            transformers have it, or conv, as mmsegmentation has it
         merge: merge plan to train with, saved with the weights; empty for the model's own
         out: folder for weights, logs and what is needed to go on
         crop: height x width of the images that are trained on
@@ -43,7 +43,7 @@ class TrainSettings:
         sigma: of the Gaussians that poses are trained on, in pixels of the heatmaps
         coding: of poses in heatmaps: udp (unbiased), or msra, as older checkpoints have it
         batch: images of each process and step
-        accumulate: batches whose gradients are summed up for a step
+        accumulate: batches over whose gradients a step takes the mean
         steps: optimiser steps
         epochs: times that all images are seen, which decide the steps if this is not 0
         lr: learning rate of the encoder
@@ -147,7 +147,7 @@ class TrainSettings:
             "save_every",
         ):
             self._refuse_unless(key, getattr(self, key) >= 1, "1 or more")
-        for key in ("epochs", "warmup", "workers", "patience", "pictures", "rotation"):
+        for key in ("epochs", "warmup", "workers", "patience", "pictures", "rotation", "seed"):
             self._refuse_unless(key, getattr(self, key) >= 0, "0 or more")
         for key in ("lr", "head_lr_factor", "min_scale", "power", "sigma"):
             self._refuse_unless(key, getattr(self, key) > 0, "more than 0")
