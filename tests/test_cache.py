@@ -114,6 +114,19 @@ def test_waiting_for_too_long(where: Path, caplog: pytest.LogCaptureFixture) -> 
     assert list(where.glob("*.entry")) == []
 
 
+def test_a_disk_that_knows_no_locks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Older versions of filelock say so in this way."""
+
+    def acquire(self: FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert cache.fetch("thing", {}, Maker()) == b"data"
+    assert "nothing can be kept in" in caplog.text
+
+
 def test_a_bad_limit_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGFORMERPP_CACHE_LIMIT", "lots")
     make = Maker()
