@@ -7,14 +7,16 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # the test processes run side by side
 
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from segformerpp.checkpoints import save
 from segformerpp.data.labels import label_set
 from segformerpp.models import Metadata, Segformer, SegformerConfig
 
-# How long an example takes depends on what else the machine does.
-settings.register_profile("segformerpp", deadline=None)
+# How long an example takes, to make and to run, depends on what else the machine does.
+settings.register_profile(
+    "segformerpp", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("segformerpp")
 
 

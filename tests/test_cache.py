@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -77,19 +78,21 @@ def test_an_error_while_making_leaves_nothing(where: Path) -> None:
     assert cache.fetch("thing", {}, Maker()) == b"data"
 
 
-def _fetch_slowly(log: str) -> None:
+def _fetch_together(log: str, here: Any) -> None:
     def make() -> bytes:
         with Path(log).open("a") as file:
             file.write("made\n")
-        time.sleep(0.3)
+        time.sleep(0.3)  # the others ask meanwhile
         return b"data"
 
+    here.wait()
     assert cache.fetch("thing", {}, make) == b"data"
 
 
 def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
     context, log = multiprocessing.get_context("spawn"), str(tmp_path / "log")
-    processes = [context.Process(target=_fetch_slowly, args=(log,)) for _ in range(3)]
+    here = context.Barrier(3)
+    processes = [context.Process(target=_fetch_together, args=(log, here)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -109,6 +112,19 @@ def test_waiting_for_too_long(where: Path, caplog: pytest.LogCaptureFixture) -> 
         assert cache.fetch("thing", {}, Maker(), patience=0.05) == b"data"
     assert "another process has been making the same for long" in caplog.text
     assert list(where.glob("*.entry")) == []
+
+
+def test_a_disk_that_knows_no_locks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Older versions of filelock say so in this way."""
+
+    def acquire(self: FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert cache.fetch("thing", {}, Maker()) == b"data"
+    assert "nothing can be kept in" in caplog.text
 
 
 def test_a_bad_limit_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

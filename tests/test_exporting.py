@@ -123,6 +123,21 @@ def test_what_is_refused(model: Segformer, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_channels_that_images_do_not_have(tmp_path: Path) -> None:
+    four = tiny(in_channels=4)
+    for arguments, message in (
+        ({"precision": "int8", "calibrate": tmp_path}, "calibrate: images are RGB, .* 4 channels"),
+        ({"pixels": True}, "pixels: the model's mean and std have 3 values for 4 channels"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            sfpp.export(four, tmp_path / "x.xml", size=(64, 64), **arguments)  # type: ignore[arg-type]
+    four.metadata = replace(four.metadata, mean=(0.0,) * 4, std=(255.0,) * 4)
+    written = sfpp.export(four, tmp_path / "x.onnx", size=(64, 64), pixels=True)
+    x = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 4), dtype=np.uint8)
+    normalised = (x / 255).astype(np.float32).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(run(written.files[0], x), expected(four, normalised), atol=1e-4)
+
+
 def test_a_file_that_cannot_be_written(model: Segformer, tmp_path: Path) -> None:
     """It is said before the work."""
     (tmp_path / "x.onnx").mkdir()
@@ -142,6 +157,18 @@ def test_a_model_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     network.metadata = replace(network.metadata, source="")
     written = sfpp.export(network, size=(64, 64), format="onnx")
     assert written.files == (Path("segformer-none-64x64.onnx"),)
+
+
+def test_files_are_named_after_the_model_wherever_that_is(
+    model: Segformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sfpp.save_pretrained(model, tmp_path / "models" / "run 1.5")
+    sfpp.save(model, tmp_path / "models" / "run 2.5.safetensors")
+    for folder in (tmp_path, tmp_path / "models"):
+        monkeypatch.chdir(folder)
+        for name, stem in (("run 1.5", "run-1.5"), ("run 2.5.safetensors", "run-2.5")):
+            written = sfpp.export(tmp_path / "models" / name, size=(64, 64), format="onnx")
+            assert written.files == (Path(f"{stem}-hq-64x64.onnx"),)
 
 
 def _raise(error: ImageError) -> None:

@@ -134,7 +134,7 @@ def fetch(
     except Timeout:
         logger.warning("another process has been making the same for long; it is made here too")
         return usable(make())
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # on disks that know no locks
         _warn(where, error)
         return usable(make())
     try:

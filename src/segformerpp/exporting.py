@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from segformerpp.arguments import Size, checked_size, whole_number
 from segformerpp.calibration import Calibration
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
+from segformerpp.checkpoints.sources import WEIGHTS_SUFFIXES
 from segformerpp.data.files import expand_user
 from segformerpp.data.outputs import check_writable_file
 from segformerpp.errors import ImageError, UsageError
@@ -93,6 +94,13 @@ def export(
         checkpoint = open_checkpoint(model, plan, offline=offline, revision=revision)
     else:
         checkpoint = Checkpoint.of_model(copy.deepcopy(model).cpu().float(), plan)
+    channels, means = checkpoint.config.in_channels, len(checkpoint.metadata.mean)
+    if calibrate and channels != 3:
+        raise UsageError(f"calibrate: images are RGB, and this model takes {channels} channels")
+    if pixels and means != channels:
+        raise UsageError(
+            f"pixels: the model's mean and std have {means} values for {channels} channels"
+        )
     if labels and checkpoint.metadata.task != "segmentation":
         raise UsageError("labels: of models that segment; those of poses give heatmaps")
     form = FileForm(
@@ -157,7 +165,11 @@ def _batches(batch: int | tuple[int, int] | None) -> Range:
 def _named(checkpoint: Checkpoint, form: FileForm, ending: str) -> Path:
     """Such as ``camvid-b0-hq-512x1024-int8.onnx``."""
     whole = str(form.size).replace("..", "-") if form.size.most else "any"
-    model = Path(checkpoint.name).stem if Path(checkpoint.name).exists() else checkpoint.name
+    model, path = checkpoint.name, Path(checkpoint.name)
+    if path.suffix in WEIGHTS_SUFFIXES:  # others may have dots, too
+        model = path.stem
+    elif path.exists():
+        model = path.name
     parts = [model or "segformer", checkpoint.merge_plan.name, whole]
     if form.precision != "f32":
         parts.append(form.precision)

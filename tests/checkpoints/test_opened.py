@@ -1,13 +1,23 @@
+import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from segformerpp import cache
-from segformerpp.checkpoints import Checkpoint, load, open_checkpoint, save, save_pretrained
+from segformerpp.checkpoints import (
+    Checkpoint,
+    load,
+    loading,
+    open_checkpoint,
+    save,
+    save_pretrained,
+)
 from segformerpp.checkpoints.saving import LayoutName
 from segformerpp.errors import CheckpointError
 from segformerpp.models import Segformer
@@ -96,6 +106,28 @@ def test_warnings_come_every_time(
             open_checkpoint(tmp_path / "m")
         assert len(caplog.records) == 1
         assert "config.json differs from the weights' own header" in caplog.text
+
+
+def test_what_others_say_meanwhile_is_not_of_this_checkpoint(
+    random_model: Segformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save(random_model, path)
+
+    def load_beside_another(*arguments: Any, **options: Any) -> Segformer:
+        logger = logging.getLogger("segformerpp.checkpoints.loading")
+        other = threading.Thread(target=logger.warning, args=("of another one",))
+        other.start()
+        other.join()
+        logger.warning("of this one")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(loading, "load", load_beside_another)
+    open_checkpoint(path)
+    (entry,) = cache.entries()
+    kept = entry.path.read_text()
+    assert "of this one" in kept
+    assert "of another one" not in kept
 
 
 def test_bfloat16(random_model: Segformer, tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def test_all_formats_are_told_apart_by_content(name: str, files: Path, tmp_path:
 
 @pytest.mark.parametrize("name", FILES)
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_files_are_refused(name: str, share: float, files: Path, tmp_path: Path) -> None:
@@ -64,7 +65,8 @@ def test_truncated_files_are_refused(name: str, share: float, files: Path, tmp_p
 
 @pytest.mark.parametrize("name", FILES)
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(at=st.integers(0, 1 << 16), byte=st.integers(0, 255), from_end=st.booleans())
 def test_a_wrong_byte_is_refused_or_harmless(
@@ -80,7 +82,8 @@ def test_a_wrong_byte_is_refused_or_harmless(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.binary(max_size=60), start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02"]))
 def test_garbage_is_refused(data: bytes, start: bytes, tmp_path: Path) -> None:
@@ -248,7 +251,8 @@ META = st.recursive(
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(meta=META)
 @example(meta={"classes": torch.zeros(3)})

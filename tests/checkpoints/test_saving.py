@@ -255,7 +255,8 @@ VALUES |= st.lists(st.floats() | st.integers(), min_size=2, max_size=4)
 
 @pytest.mark.parametrize("whole", [True, False])
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data(), value=VALUES)
 def test_odd_values_in_config_json_are_refused_or_harmless(

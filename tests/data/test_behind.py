@@ -114,6 +114,8 @@ def test_reading_ahead() -> None:
 
     ahead = read_ahead(items(), waiting=3)
     assert next(ahead) == 1
+    while taken < 5:
+        time.sleep(0.01)
     time.sleep(0.1)
     assert taken == 5  # three wait, and one is held by who would put it there
     assert list(ahead) == list(range(2, 101))

@@ -20,6 +20,18 @@ def test_whether_a_file_can_be_written(tmp_path: Path) -> None:
         check_writable_file("json", tmp_path / "a-file" / "x.json")
 
 
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it as it is in ``--json=~/x.json``."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"^json: .*home is a folder, not a file$"):
+        check_writable_file("json", "~")
+    write_rows("~/x.json", [{"miou": 1}])
+    assert [path.name for path in tmp_path.rglob("*")] == ["home", "x.json"]
+
+
 def test_rows(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.json"
     rows: list[dict[str, Any]] = [{"miou": 1.5, "name": "ä"}, {"miou": None}]

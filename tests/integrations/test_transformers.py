@@ -115,6 +115,26 @@ def test_copies_encoders_autocast_and_compile(peer: Any, x: torch.Tensor) -> Non
     torch.testing.assert_close(compiled(x).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_replicas_compute_with_their_own_weights(peer: Any, x: torch.Tensor) -> None:
+    """Those of DataParallel, which Trainer uses on several graphics cards in one process."""
+
+    def replicate(module: torch.nn.Module) -> torch.nn.Module:  # as torch.nn.parallel does
+        replica = module._replicate_for_data_parallel()  # type: ignore[operator]
+        for name, child in module.named_children():
+            replica._modules[name] = replicate(child)
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter.clone())
+        return replica
+
+    model = sfpp.accelerate(copy.deepcopy(peer), "hq")
+    expected = model(x).logits
+    replica = replicate(model)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(replica(x).logits, expected)
+
+
 def test_in_a_pipeline(peer: Any) -> None:
     processor = transformers.SegformerImageProcessorPil(size={"height": 64, "width": 96})
     model = copy.deepcopy(peer).float()

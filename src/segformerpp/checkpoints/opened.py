@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -146,14 +147,19 @@ def open_checkpoint(
 
 
 class _Warnings(logging.Handler):
-    """Keeps what is said of a checkpoint while it is read, to say it again the next time."""
+    """Keeps what is said of a checkpoint while it is read, to say it again the next time.
+
+    In this thread: others may be reading other checkpoints.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
+        self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.thread == self._thread:
+            self.messages.append(record.getMessage())
 
     def __enter__(self) -> None:
         logging.getLogger(__package__).addHandler(self)

@@ -6,7 +6,7 @@ calls ours with their layers. Taking it away again leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,9 @@ from segformerpp.models.encoder import shrink
 from segformerpp.models.heads import DecodeHead
 
 M = TypeVar("M")
+
+#: The method of PyTorch's modules that copies one without its parameters and children.
+_REPLICATE = "_replicate_for_data_parallel"
 
 
 def accelerate(model: M, merge: MergePlan | str | Path | Mapping[str, Any] = "hq") -> M:
@@ -53,12 +56,12 @@ def accelerate(model: M, merge: MergePlan | str | Path | Mapping[str, Any] = "hq
     for number, (stage, stage_merge) in enumerate(zip(encoder.stages, plan.stages, strict=True)):
         scale = plan.input_scale if number == 0 else 1.0
         for position, block in enumerate(stage.blocks):
-            block.attention.forward = partial(_attend, block.attention, stage_merge, position)
-            block.mlp.forward = partial(_mix, block.mlp)
-        stage.forward = partial(_encode, stage, scale)
+            _change(block.attention, _attend, stage_merge, position)
+            _change(block.mlp, _mix)
+        _change(stage, _encode, scale)
     head: Any = getattr(network, "decode_head", None)
     if head is not None:
-        head.forward = partial(_decode, head)
+        _change(head, _decode)
     return model
 
 
@@ -73,8 +76,24 @@ def restore(model: M) -> M:
     for module in network.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, partial) and forward.func in _FORWARDS:
-            del vars(module)["forward"]
+            del vars(module)["forward"], vars(module)[_REPLICATE]
     return model
+
+
+def _change(module: Any, function: Callable[..., Any], *settings: Any) -> None:
+    """Let a function that takes the module and the settings first be its `forward`."""
+    module.forward = partial(function, module, *settings)
+    setattr(module, _REPLICATE, partial(_replicate, module))
+
+
+def _replicate(module: Any) -> Any:
+    """A copy for another graphics card, as DataParallel asks for (and so Trainer, in one process).
+
+    PyTorch copies attributes as they are, and the copy would compute with the original's weights.
+    """
+    replica = getattr(type(module), _REPLICATE)(module)
+    _change(replica, module.forward.func, *module.forward.args[1:])
+    return replica
 
 
 def _network(model: Any) -> nn.Module:
