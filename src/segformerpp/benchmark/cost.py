@@ -40,13 +40,15 @@ def cost(config: SegformerConfig, plan: MergePlan, size: tuple[int, int]) -> Cos
         key_size = (height // ratio, width // ratio) if ratio > 1 else size
         queries, matching = _merged(merge.q, size, dim)
         keys, key_matching = _merged(merge.kv, key_size, dim)
-        reduction = math.prod(key_size) * (dim * ratio) ** 2 if ratio > 1 else 0
+        patch = (dim * ratio) ** 2 if ratio > 1 else 0
         attention = 2 * queries * dim**2 + 2 * keys * dim**2 + 2 * queries * keys * dim
         hidden = dim * config.mlp_ratios[stage]
         mix_ffn = count * (2 * dim * hidden + 9 * hidden)
-        block, depth = reduction + attention + mix_ffn, config.depths[stage]
-        macs += depth * block + -(-depth // (merge.reuse or 1)) * (matching + key_matching)
-        tokens += config.depths[stage] * queries
+        depth = config.depths[stage]
+        matched = -(-depth // (merge.reuse or 1))  # blocks; the others reduce merged patches
+        macs += depth * (attention + mix_ffn) + (depth - matched) * keys * patch
+        macs += matched * (math.prod(key_size) * patch + matching + key_matching)
+        tokens += depth * queries
         channels = dim
     for count, dim in zip(counts, config.dims, strict=True):
         inner = config.head_dim if config.head_kind == "conv" else 0
