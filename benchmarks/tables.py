@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = (
     *("docs/performance.md", "docs/small-boards.md", "docs/accuracy.md"),
-    *("docs/transformers.md", "docs/video.md"),
+    *("docs/transformers.md", "docs/video.md", "docs/strategies.md"),
 )
 PLANS = ("none", "hq", "fast", "2x2")
 Row = dict[str, Any]
@@ -159,6 +159,21 @@ def reuse_match(rows: list[Row]) -> Iterable[list[str]]:
         yield [f"`{plan}`", f"{row['frames']} of {row['video']}, {row['size']}", *cells]
 
 
+def strategies(rows: list[Row]) -> Iterable[list[str]]:
+    """Every plan of the laboratory, those with the most labels kept first; presets marked."""
+    times = sorted({key for row in rows for key in row if key.startswith("of_fast_")})
+    header = ["plan", "labels as under `none`, %", "mIoU lost", "PCK@0.1 lost, `lsp-b0`"]
+    named = [f"of `fast`'s time, {key.removeprefix('of_fast_').replace('_', ' ')}" for key in times]
+    yield [*header, "GMACs B0", "GMACs B5", *(name.replace(" b", " B", 1) for name in named)]
+    for row in sorted(rows, key=lambda r: -r.get("agreement", 0)):
+        preset = row["name"] == row["merge"]
+        yield [
+            f"`{row['name']}`" if preset else row["name"],
+            *(_figure(row.get(key)) for key in ("agreement", "lost", "pck_lost")),
+            *(_figure(row.get(key)) for key in ("gmacs_b0", "gmacs_b5", *times)),
+        ]
+
+
 TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "peers": peers,
     "memory": memory,
@@ -170,6 +185,7 @@ TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "training": training,
     "accelerated": accelerated,
     "reuse_match": reuse_match,
+    "strategies": strategies,
 }
 
 
@@ -179,6 +195,10 @@ def _by_setting(rows: list[Row]) -> Iterable[tuple[str, dict[str, Row]]]:
         name = " ".join([row["model"].upper(), row["size"], row["precision"], row["runtime"]])
         found.setdefault(name, {})[row["merge"]] = row
     return found.items()
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _time(row: Row) -> str:
