@@ -131,12 +131,8 @@ def _show(found: Explanation) -> None:
     if found.size != found.own_size and found.task != "pose":
         sizes = [f"{height} x {width}" for height, width in (found.size, found.own_size)]
         print(f"computed at {sizes[0]} pixels; the image has {sizes[1]}")
+    print(found.summary)
     whole = rows[0]
-    if found.task == "pose":
-        mean, most = whole["moved_px_mean"], whole["moved_px_max"]
-        print(f"keypoints move by {mean:.1f} pixels on average, by {most:.1f} at most")
-    else:
-        print(f"{whole['agreement']:.2f} % of the pixels get the label that they get without")
     attention = sum(found.cost.attention), sum(found.cost_without.attention)
     print(
         f"GMACs of attention: {attention[0]:.3g} instead of {attention[1]:.3g}; of the whole "

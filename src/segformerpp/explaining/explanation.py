@@ -17,7 +17,7 @@ from segformerpp.benchmark.cost import StageCost
 from segformerpp.data.files import write_whole
 from segformerpp.explaining.groups import Grouping
 from segformerpp.merging import MergePlan
-from segformerpp.tasks.pose_result import PoseResult
+from segformerpp.tasks.pose_result import LEAST_CONFIDENCE, PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
 
 _JPEG_QUALITY = 85
@@ -100,11 +100,35 @@ class Explanation:
         difference = self.merged.keypoints[0, :, :2] - self.without.keypoints[0, :, :2]
         return np.hypot(difference[:, 0], difference[:, 1])
 
+    @property
+    def sure(self) -> np.ndarray:
+        """The keypoints that the network is sure of, with merging and without: (K,) bool."""
+        assert isinstance(self.without, PoseResult)
+        assert isinstance(self.merged, PoseResult)
+        confidences = self.without.keypoints[0, :, 2], self.merged.keypoints[0, :, 2]
+        return np.minimum(*confidences) >= LEAST_CONFIDENCE
+
+    @property
+    def summary(self) -> str:
+        """What merging changes, in one line."""
+        if not isinstance(self.merged, PoseResult):
+            return (
+                f"{self.agreement:.2f} % of the pixels get the label that they get without merging"
+            )
+        moved, count = self.moved[self.sure], len(self.sure)
+        if not moved.size:
+            return f"no keypoint of {count} is found with a confidence of {LEAST_CONFIDENCE}"
+        return (
+            f"keypoints move by {moved.mean():.1f} pixels on average, by {moved.max():.1f} at most "
+            f"({moved.size} of {count}: where the network is sure)"
+        )
+
     def rows(self) -> list[dict[str, Any]]:
         """Rows of plain values, told apart by ``what``.
 
-        ``image``: what merging changes, and the cost of the whole network; ``keypoint``, for
-        poses: how far each moved; ``stage``: the cost of each stage's attention; ``groups``: what
+        ``image``: what merging changes (of keypoints those that are sure), and the cost of the
+        whole network; ``keypoint``, for poses: how far each moved; ``stage``: the cost of each
+        stage's attention; ``groups``: what
         was merged of one block's queries (``q``) or keys/values (``kv``).
         """
         facts = {
@@ -155,9 +179,9 @@ class Explanation:
         row: dict[str, Any] = {"what": "image"}
         keypoints: list[dict[str, Any]] = []
         if isinstance(self.merged, PoseResult):
-            moved = self.moved
-            row["moved_px_mean"] = round(float(moved.mean()), 2)
-            row["moved_px_max"] = round(float(moved.max()), 2)
+            moved, sure = self.moved, self.moved[self.sure]
+            row["moved_px_mean"] = round(float(sure.mean()), 2) if sure.size else None
+            row["moved_px_max"] = round(float(sure.max()), 2) if sure.size else None
             keypoints = [
                 {
                     "what": "keypoint",

@@ -124,9 +124,9 @@ def _described(grouping: Grouping) -> str:
         return f"{text}, of which nothing is merged"
     several = grouping.sizes[grouping.sizes > 1]
     sizes = f"{several.min()} to {several.max()}" if np.ptp(several) else f"{several[0]}"
-    text += f"; {len(several)} groups of {sizes} tokens"
+    text += f"; {len(several)} group{'s' * (len(several) != 1)} of {sizes} tokens"
     alone = int(grouping.alone.sum())
-    text += f", {alone} stay as they are" if alone else ""
+    text += f", {alone} kept as they were" if alone else ""
     return text + ("; found by an earlier block (reuse)" if grouping.reused else "")
 
 

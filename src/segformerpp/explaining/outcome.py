@@ -28,9 +28,7 @@ def draw_labels(page: Page, explanation: Explanation) -> None:
     without, merged = explanation.without, explanation.merged
     assert isinstance(without, SegmentationResult)
     assert isinstance(merged, SegmentationResult)
-    page.section(
-        f"{explanation.agreement:.2f} % of the pixels get the label that they get without merging"
-    )
+    page.section(explanation.summary)
     page.top += 0.25
     count = int(explanation.changed.sum())
     pictures = {
@@ -62,7 +60,7 @@ def draw_keypoints(page: Page, explanation: Explanation) -> None:
     assert isinstance(without, PoseResult)
     assert isinstance(merged, PoseResult)
     page.section(
-        f"Keypoints move by {moved.mean():.1f} pixels on average, by {moved.max():.1f} at most",
+        explanation.summary.capitalize(),
         "Pixels of the image as it was read. Blue: the person's left side, orange: the right one.",
     )
     page.top += 0.25
@@ -72,7 +70,7 @@ def draw_keypoints(page: Page, explanation: Explanation) -> None:
         axis.imshow(_skeleton(explanation, result, page.picture_shape), aspect="auto")
         axis.set_title(title, fontsize=9.5, loc="left")
     axis = page.axes(page.lefts[2] + _NAMES, page.panel[1] - _NAMES, page.panel[0])
-    sure = np.minimum(without.keypoints[0, :, 2], merged.keypoints[0, :, 2]) >= LEAST_CONFIDENCE
+    sure = explanation.sure
     colours = [np.array(c) / 255 if s else "0.8" for c, s in zip(merged.palette, sure, strict=True)]
     axis.barh(range(len(moved)), moved, 0.7, color=colours)
     for y, distance in enumerate(moved):
