@@ -12,7 +12,7 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, overload
 
 import numpy as np
 
@@ -256,27 +256,27 @@ class Predictor:
             raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
         return self._one(image, self.runtime, boxes)
 
-    def calls(
-        self, images: Iterable[ImageSource]
-    ) -> Iterator[Callable[[], SegmentationResult | PoseResult]]:
+    def calls(self, images: Iterable[ImageSource]) -> Iterator[Callable[[], SegmentationResult]]:
         """Work on many images in threads of one's own; see `stream` for the usual way.
 
         Args:
             images: as for a single call; the next one is taken as the next call is.
 
         Yields:
-            For each image what works on it, as a call of the predictor does, to be called once, in
-            any thread, in the order in which they came where it runs in one thread alone. Under
-            `reuse_match` they let each other go first.
+            For each image what does as a call of the predictor with it would. Each is to be called
+            once, in any thread. Under `reuse_match` they are to be started in the order in which
+            they came, and each waits until those before it have been through the network.
         """
         if self._matching is None:
             for image in images:
                 yield partial(self, image)
             return
-        network, turn = self._network(), None
+        network = self._network()
+        turn: Turn | None = None
         for image in images:
             turn = Turn(turn)
-            yield partial(self._one, image, network, turn=turn)
+            call = partial(self._one, image, network, turn=turn)
+            yield cast(Callable[[], SegmentationResult], call)  # others reuse nothing
 
     def _one(
         self,

@@ -102,7 +102,7 @@ def _match_bipartite(
     else:
         merged = g.least(share_of(merge.r, tokens.count), sources)
     kept = 0 if merge.r == 1 else g.difference(sources, merged)
-    if given:
+    if given is not None:
         return Groups(g, tokens, given, destinations, kept=kept)
     at, is_destination, own = _corners(g, merge, tokens, rows, columns)
     targets = g.op("Gather", x, at, axis=1)
