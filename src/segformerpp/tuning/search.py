@@ -128,13 +128,15 @@ def search(
             study.enqueue_trial(choices(wanted) or {})
         trial = study.ask()
         plan = suggest(trial)
-        if plan not in known:
+        new = plan not in known
+        if new:
             to_beat = leader.gain.value if leader and leader.gain else 0.0
             known[plan] = judge(evaluator, plan, budget, to_beat)
-            on_judged(known[plan], best(list(known.values())))
         trial.set_user_attr(_JUDGED, known[plan].to_dict())
         value = known[plan].value
         study.tell(trial, value, TrialState.PRUNED if value is None else None)
+        if new:
+            on_judged(known[plan], best(list(known.values())))
 
 
 def best(found: Sequence[Judged]) -> Judged | None:
