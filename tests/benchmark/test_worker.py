@@ -17,13 +17,17 @@ from segformerpp.errors import UsageError
 
 def sleeper(seconds):
     print("chatter on standard output")
+    return lambda: time.sleep(seconds), {"pid": os.getpid()}
+
+def ticker(seconds):
+    print("chatter on standard output")
     now = [0.0]  # a clock that no other process disturbs
 
-    def sleep():
+    def tick():
         now[0] += seconds
 
     time.perf_counter = lambda: now[0]
-    return sleep, {"pid": os.getpid()}
+    return tick, {"pid": os.getpid()}
 
 def eater(megabytes):
     kept = b"x" * int(1e6) * megabytes
@@ -44,7 +48,7 @@ def folder(tmp_path):
 
 
 def test_runs_in_a_process_of_its_own(folder):
-    with Worker("made_up:sleeper", {"seconds": 0.07}, [folder]) as worker:
+    with Worker("made_up:ticker", {"seconds": 0.07}, [folder]) as worker:
         assert worker.facts["pid"] != os.getpid()
         # As often as it takes to fill a turn.
         assert worker() == pytest.approx([0.07] * math.ceil(TURN_SECONDS / 0.07))
