@@ -170,7 +170,8 @@ class Predictor:
 
         And ``classes``, the names of those that were chosen, if any were.
         """
-        chosen = self._classes and {"classes": [self.labels[i] for i in self._classes]}
+        names = [self.labels[i] for i in self._classes or ()]
+        chosen = {"classes": names} if names else {}
         return {
             "model": self._name,
             "task": self.metadata.task,
@@ -180,7 +181,7 @@ class Predictor:
             "precision": self.runtime.precision,
             "device": self.runtime.device,
             "threads": self.runtime.threads,
-            **(chosen or {}),
+            **chosen,
         }
 
     @overload
