@@ -214,7 +214,8 @@ class Predictor:
 
         And ``classes``, the names of those that were chosen, if any were.
         """
-        chosen = self._classes and {"classes": [self.labels[i] for i in self._classes]}
+        names = [self.labels[i] for i in self._classes or ()]
+        chosen = {"classes": names} if names else {}
         facts = {
             "model": self._name,
             "task": self.metadata.task,
@@ -224,7 +225,7 @@ class Predictor:
             "precision": self.runtime.precision,
             "device": self.runtime.device,
             "threads": self.runtime.threads,
-            **(chosen or {}),
+            **chosen,
         }
         return facts if self._reuse == 1 else facts | {"reuse_match": self._reuse}
 

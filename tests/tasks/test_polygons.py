@@ -26,7 +26,7 @@ def filled(coco: dict[str, Any], how: str = "coco") -> np.ndarray:
             mask = np.zeros(label_map.shape, np.uint8)
             points = np.array(annotation["segmentation"][0]).reshape(-1, 2)
             fine = np.rint((points - 0.5) * 16).astype(np.int32)
-            cv2.fillPoly(mask, [fine], 1, cv2.LINE_8, shift=4)
+            cv2.fillPoly(mask, [fine], (1,), cv2.LINE_8, shift=4)
         label_map[mask.astype(bool)] = annotation["category_id"]
     return label_map
 

@@ -157,10 +157,10 @@ def _joined(rings: list[np.ndarray]) -> np.ndarray:
         left = np.where((share >= 0) & (share <= 1) & (crossing <= x), crossing, -np.inf)
         edge = int(left.argmax())
         # Simplified outlines may have passed a hole by: then any point of theirs will do.
-        bridge = (left[edge], y) if np.isfinite(left[edge]) else outline[edge]
+        bridge = np.array((left[edge], y)) if np.isfinite(left[edge]) else outline[edge]
         loop = np.roll(hole, -start, axis=0)
         outline = np.concatenate(
-            (outline[: edge + 1], [bridge], loop, loop[:1], [bridge], outline[edge + 1 :])
+            (outline[: edge + 1], bridge[None], loop, loop[:1], bridge[None], outline[edge + 1 :])
         )
     return outline
 
