@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segformerpp.merging import BipartiteMatching, Merge, StageMerge
 from segformerpp.merging.match import Grid, Match, Matches
-from segformerpp.models.attention import Attention
+from segformerpp.models.attention import Attention, to_image, to_tokens
 from segformerpp.models.encoder import Encoder
 
 Part = Literal["q", "kv"]
@@ -106,35 +106,29 @@ def recording(
             attention = encoder.stages[stage - 1].blocks[block - 1].attention  # type: ignore[union-attr, index]
             assert isinstance(attention, Attention)
             ratio = encoder.config.sr_ratios[stage - 1] if attention.sr is not None else 1
-            keys: list[Tensor] = []
-            if attention.sr is not None:
-                handle = attention.sr_norm.register_forward_hook(partial(_keep, keys))
-                stack.callback(handle.remove)
-            hook = partial(_note, found, keys, (stage, block), pixel * (2 << stage), ratio)
+            hook = partial(_note, found, (stage, block), pixel * (2 << stage), ratio)
             stack.callback(attention.register_forward_hook(hook).remove)
         yield found
 
 
-def _keep(kept: list[Tensor], module: object, inputs: object, output: Tensor) -> None:
-    kept[:] = [output]
-
-
 def _note(
     found: list[Grouping],
-    keys: list[Tensor],
     place: Place,
     stride: float,
     ratio: int,
-    module: object,
+    attention: Attention,
     inputs: tuple[Tensor, Grid, StageMerge, Matches | None],
     output: tuple[Tensor, Matches],
 ) -> None:
-    """A forward hook of `Attention`: queries are its input, keys what `sr_norm` gave."""
+    """A forward hook of `Attention`: queries are its input, keys that input reduced."""
     x, (h, w), merge, known = inputs
+    keys = x
+    if attention.sr is not None:  # under known groups the block itself reduces merged patches
+        keys = attention.sr_norm(to_tokens(attention.sr(to_image(x, (h, w)))))
     key_grid = (h // ratio, w // ratio)
     halves: tuple[tuple[Part, Any, Match | None, Tensor, Grid, float], ...] = (
         ("q", merge.q, output[1].q, x, (h, w), stride),
-        ("kv", merge.kv, output[1].kv, keys.pop() if keys else x, key_grid, stride * ratio),
+        ("kv", merge.kv, output[1].kv, keys, key_grid, stride * ratio),
     )
     for part, strategy, match, tokens, grid, cell in halves:
         if strategy is not None:

@@ -13,6 +13,7 @@ from segformerpp.checkpoints import load
 from segformerpp.data.datasets import SegmentationDataset
 from segformerpp.data.poses import PoseDataset
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
+from segformerpp.models.heads import DecodeHead
 from segformerpp.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def build(settings: TrainSettings, metadata: Metadata) -> Segformer:
         start = load(settings.model)
         old, config = start.metadata, replace(start.config, num_outputs=outputs, **rates)
         fresh: tuple[str, ...] = ()
-        if not old.head_trained:
+        if not old.head_trained and not _has_learnt(start.head):
             config, fresh = replace(config, head_kind=settings.head_kind), ("head.",)
         elif (
             old.task != metadata.task
@@ -83,6 +84,12 @@ def build(settings: TrainSettings, metadata: Metadata) -> Segformer:
         model.merge_plan = settings.merge
     model.encoder.gradient_checkpointing = settings.checkpointing
     return model
+
+
+def _has_learnt(head: DecodeHead) -> bool:
+    """Whether a batch has ever gone through it in training: one that `load` made has seen none."""
+    mean = head.fuse_norm.running_mean
+    return mean is not None and bool(mean.any())
 
 
 def adamw(model: Segformer, settings: TrainSettings) -> torch.optim.AdamW:
