@@ -30,9 +30,12 @@ def main() -> None:
     args = parser.parse_args()
 
     live = args.source.isdecimal() or "://" in args.source
-    source = int(args.source) if args.source.isdecimal() else args.source
     reader: LiveReader | VideoReader
-    reader = (LiveReader if live else VideoReader)(source, stride=args.stride)
+    if live:
+        source = int(args.source) if args.source.isdecimal() else args.source
+        reader = LiveReader(source, stride=args.stride)
+    else:
+        reader = VideoReader(args.source, stride=args.stride)
     times: list[float] = []
 
     def images() -> Iterator[np.ndarray]:

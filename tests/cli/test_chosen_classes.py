@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,13 +56,16 @@ def test_class_ids() -> None:
 def test_a_predictor_for_some_classes(random_model: Segformer) -> None:
     image = Image.open(SAMPLE).resize((96, 64))
     for tile in (None, (64, 64)):
-        settings = {"tile": tile, "device": "cpu", "runtime": "torch", "probabilities": True}
-        everything = Predictor(random_model, **settings)(image)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"tile": tile, "device": "cpu", "runtime": "torch"}
+        settings["probabilities"] = True
+        everything = Predictor(random_model, **settings)(image)
         names = [CAMVID[i] for i in np.unique(everything.label_map)[:2]]
-        predictor = Predictor(random_model, classes=names, **settings)  # type: ignore[arg-type]
+        predictor = Predictor(random_model, classes=names, **settings)
         found, expected = predictor(image), everything.only(names)
         assert found.classes == expected.classes
         np.testing.assert_array_equal(found.label_map, expected.label_map)
+        assert found.probabilities is not None
+        assert expected.probabilities is not None
         np.testing.assert_array_equal(found.probabilities, expected.probabilities)
         assert predictor.facts["classes"] == names
 

@@ -17,6 +17,7 @@ def test_drop_of_known_tables() -> None:
     found = quality([1.0, 0.5], [right, wrong], [right, right])
     # 16 of class 0 are right and 8 wrongly so, of class 1 8 of 16 are found
     assert found.miou == pytest.approx(100 * (16 / 24 + 8 / 16) / 2)
+    assert found.miou is not None
     assert found.drop == pytest.approx(100 - found.miou)
     assert found.drop_error > 10
     same = quality([1.0, 1.0], [right, right], [right, right])

@@ -117,7 +117,7 @@ def upright(frame: VideoFrame, reformatter: VideoReformatter) -> tuple[np.ndarra
     image = rgb.to_ndarray()
     # Not `frame.side_data`, which the frame would keep. That refers to the frame in turn, whose
     # memory would then be freed only when Python looks for circles.
-    side_data: Mapping[SideData, Buffer] = SideDataContainer(frame)  # type: ignore[call-arg, assignment]
+    side_data: Mapping[SideData, Buffer] = SideDataContainer(frame)  # type: ignore[call-arg]
     if (matrix := side_data.get(SideData.DISPLAYMATRIX)) is None:
         return np.asarray(image, np.uint8), False
     # Of (x, y) the place on the screen is (a x + c y, b x + d y), in 16.16 fixed point.
