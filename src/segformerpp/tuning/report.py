@@ -190,12 +190,21 @@ def plot(outcome: Outcome, file: BinaryIO, form: str) -> None:
         preset = j.plan in names
         axis.plot(x, y, "o", color="tab:red" if preset else "tab:blue", alpha=0.7, zorder=2)
         if preset and j.plan != outcome.chosen:
-            place = {"xytext": (5, -10), "textcoords": "offset points"}
-            axis.annotate(names[j.plan], (x, y), fontsize=9, color="tab:red", **place)
+            axis.annotate(
+                *(names[j.plan], (x, y), (5, -10)),
+                textcoords="offset points",
+                fontsize=9,
+                color="tab:red",
+            )
         if j.plan == outcome.chosen:
             axis.plot(x, y, "*", color="tab:green", markersize=18, zorder=3)
-            place = {"xytext": (8, 6), "textcoords": "offset points"}
-            axis.annotate("chosen", (x, y), fontsize=11, color="tab:green", weight="bold", **place)
+            axis.annotate(
+                *("chosen", (x, y), (8, 6)),
+                textcoords="offset points",
+                fontsize=11,
+                color="tab:green",
+                weight="bold",
+            )
     front, fastest = [], 0.0
     for x, y, _ in sorted(timed, key=lambda point: (point[0], -point[1])):
         if y > fastest:

@@ -107,7 +107,8 @@ def build(
         result = helper.make_tensor_value_info(LOGITS, kind, shape)
     described = {"merge_plan": json.dumps(plan.to_dict()), **(notes or {})}
     inputs, outputs = [given], [(out, result)]
-    for name, (group, tokens) in writer.matched.items():
+    for name, (group, tokens) in writer.matched.items() if interface.matches != "none" else ():
+        assert isinstance(tokens.count, int)  # matches flow between networks of one size
         info = helper.make_tensor_value_info(name, TensorProto.INT64, [many, tokens.count])
         if interface.matches == "in":
             inputs.append(info)
