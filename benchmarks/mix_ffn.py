@@ -54,6 +54,7 @@ class Trial(NamedTuple):
     merge: Merge
 
 
+_MERGES: tuple[Merge, ...] = (_bsm(0.25), _bsm(0.5), Neighbour2d(2, 1), Neighbour2d(2, 2))
 TRIALS = [
     *(Trial("grid", stage, "last", Neighbour2d(2, 2)) for stage in (3, 2, 1, 4)),
     Trial("queries", 4, "all", _bsm(0.75)),
@@ -61,9 +62,8 @@ TRIALS = [
     *(Trial("none", stage, "all", _bsm(0.1)) for stage in (3, 4)),
     *(
         Trial(way, stage, "all", merge)
-        for stage, way, merge in product(
-            (3, 4), ("fc1", "fc2"), (_bsm(0.25), _bsm(0.5), Neighbour2d(2, 1), Neighbour2d(2, 2))
-        )
+        for stage, way in product((3, 4), ("fc1", "fc2"))
+        for merge in _MERGES
     ),
 ]
 

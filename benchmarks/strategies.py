@@ -26,9 +26,11 @@ import numpy as np
 from segformerpp import cli
 from segformerpp.benchmark.cost import cost
 from segformerpp.benchmark.run import machine
-from segformerpp.data.datasets import Problem, open_dataset
+from segformerpp.data.datasets import open_dataset
 from segformerpp.data.poses import open_poses
-from segformerpp.evaluation.segmentation import Score, evaluate
+from segformerpp.errors import ImageError
+from segformerpp.evaluation.segmentation import SegmentationEvaluation
+from segformerpp.evaluation.side_by_side import evaluate
 from segformerpp.evaluation.views import Views
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.metrics.pose import correct, pck
@@ -74,16 +76,17 @@ def accuracy(
     """MIoU and agreement with `none` of each plan, on one test image of so many."""
     whole = open_dataset("camvid", root, "test")
     data = replace(whole, pairs=whole.pairs[::every])
+    evaluation = SegmentationEvaluation(data, Views())
 
-    def fail(problem: Problem) -> None:
+    def fail(problem: ImageError) -> None:
         raise SystemExit(str(problem))
 
     for few in _groups(plans, "none", TOGETHER):
         predictors = [_predictor("camvid-b0", plan, threads) for plan in ("none", *few)]
-        scores = [Score(len(data.classes.labels)) for _ in predictors]
+        scores = [evaluation.score() for _ in predictors]
         with Progress(len(data), ", ".join(few)) as progress:
-            evaluate(predictors, data, scores, Views(), fail, progress.advance)
-        found = [score.row(data.classes.labels, scores[0]) for score in scores]
+            evaluate(predictors, evaluation, scores, fail, progress.advance)
+        found = [score.row(scores[0]) for score in scores]
         for plan, row in zip(("none", *few), found, strict=True):
             values = {key: row[key] for key in ("agreement", "miou", "images")}
             yield plan, {**values, "lost": round(found[0]["miou"] - row["miou"], 2)}
@@ -105,7 +108,7 @@ def poses(
             for index in people:
                 image, person = data.read(index)
                 for predict, right in zip(predictors, found, strict=True):
-                    points = predict(image, boxes=[person.box]).keypoints[0]
+                    points = predict(image, boxes=[person.box.tolist()]).keypoints[0]
                     right.append(correct(points, person.keypoints, person.box, 0.1))
                 progress.advance()
         shares = [pck(np.array(right))[0] for right in found]

@@ -130,7 +130,7 @@ def test_channels_that_images_do_not_have(tmp_path: Path) -> None:
         ({"pixels": True}, "pixels: the model's mean and std have 3 values for 4 channels"),
     ):
         with pytest.raises(UsageError, match=message):
-            sfpp.export(four, tmp_path / "x.xml", size=(64, 64), **arguments)  # type: ignore[arg-type]
+            sfpp.export(four, tmp_path / "x.xml", size=(64, 64), **arguments)
     four.metadata = replace(four.metadata, mean=(0.0,) * 4, std=(255.0,) * 4)
     written = sfpp.export(four, tmp_path / "x.onnx", size=(64, 64), pixels=True)
     x = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 4), dtype=np.uint8)

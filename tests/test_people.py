@@ -70,7 +70,7 @@ def test_flipping_twice_is_the_mean(pose_model: Segformer, picture: np.ndarray) 
     half = picture[:, :60]
     symmetric = np.concatenate((half, half[:, ::-1]), axis=1)
     predict = Predictor(pose_model, runtime="torch", flip=True)
-    points = predict(symmetric).keypoints[0]
+    points = predict(symmetric, boxes="image").keypoints[0]
     mirrored = points[list(skeleton("lsp").mirror)]
     np.testing.assert_allclose(points[:, 2], mirrored[:, 2], atol=1e-4)
 
@@ -112,13 +112,15 @@ def test_a_detector_says_where_people_are(pose_model: Segformer, picture: np.nda
     """Unless boxes are given; it sees the image as it was read."""
     seen: list[np.ndarray] = []
 
-    def detect(image: np.ndarray) -> list[tuple[float, ...]]:
+    def detect(image: np.ndarray) -> list[tuple[float, float, float, float]]:
         seen.append(image)
         return BOXES[:2]
 
     predict = Predictor(pose_model, runtime="torch", detector=detect)
     expected = Predictor(pose_model, runtime="torch")(picture, boxes=BOXES[:2])
-    for result in (predict(picture), *predict.stream([picture, Image.fromarray(picture)])):
+    results: list[Any] = [predict(picture)]
+    results += predict.stream([picture, Image.fromarray(picture)])
+    for result in results:
         np.testing.assert_array_equal(result.keypoints, expected.keypoints)
     assert len(seen) == 3
     assert all(np.array_equal(image, picture) for image in seen)

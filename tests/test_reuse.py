@@ -124,7 +124,7 @@ def test_calls_in_threads_are_a_stream(
     monkeypatch.setattr(predictor, "_prepare", uneven)
     calls = predictor.calls(frames(7))
     results = list(run_ahead(lambda call: call(), calls, 2, lambda _: 2))
-    np.testing.assert_array_equal([result.label_map for result in results], expected)  # type: ignore[union-attr]
+    np.testing.assert_array_equal([result.label_map for result in results], expected)
 
 
 def test_calls_that_fail_let_the_next_ones_go(predictors: dict[int, sfpp.Predictor]) -> None:

@@ -41,12 +41,12 @@ class Inverter:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds, self._lock = seconds, threading.Lock()
-        self.calls = 0
+        self.count = 0
 
     def __call__(self, image: np.ndarray) -> Inverted:
         with self._lock:
             time.sleep(self._seconds)
-            self.calls += 1
+            self.count += 1
             return Inverted(image)
 
     def calls(self, images: Iterable[np.ndarray]) -> Iterator[Callable[[], Inverted]]:
@@ -115,7 +115,7 @@ def test_drawing_does_not_hold_the_network_up(clip: Path, tmp_path: Path) -> Non
     def draw(result: Inverted) -> Image.Image:
         wanted = min(number_of(result.image) + 2, 20)
         until = time.monotonic() + 30
-        while predictor.calls < wanted:
+        while predictor.count < wanted:
             assert time.monotonic() < until
             time.sleep(0.001)
         return result.plot()
@@ -137,7 +137,7 @@ def test_few_frames_wait(clip: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run)
         time.sleep(0.5)
-        assert predictor.calls <= 6
+        assert predictor.count <= 6
         waited.set()
         assert future.result() == 20
 
@@ -166,7 +166,7 @@ def test_closing_or_failing_leaves_nothing(clip: Path, tmp_path: Path) -> None:
 
     class Failing(Inverter):
         def __call__(self, image: np.ndarray) -> Inverted:
-            if self.calls == 5:
+            if self.count == 5:
                 raise ImageError("image: too large for the memory")
             return super().__call__(image)
 

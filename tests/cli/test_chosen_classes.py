@@ -48,7 +48,8 @@ def test_class_ids() -> None:
     for wrong in ("5", "-1", [True], [1.0]):
         with pytest.raises(UsageError, match=r"^classes: '.*' is none of"):
             class_ids(wrong, names)  # type: ignore[arg-type]
-    for nothing in ("", " , ", []):
+    nothings: tuple[str | list[str], ...] = ("", " , ", [])
+    for nothing in nothings:
         with pytest.raises(UsageError, match=r"^classes: one or more"):
             class_ids(nothing, names)
 

@@ -8,6 +8,8 @@ from segformerpp.explaining import explain, run
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer, SegformerConfig
 from segformerpp.predictor import Predictor
+from segformerpp.tasks.pose_result import PoseResult
+from segformerpp.tasks.segmentation_result import SegmentationResult
 
 
 @pytest.fixture(scope="module")
@@ -15,12 +17,22 @@ def pixels():
     return np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
 
 
+def labels(result: SegmentationResult | PoseResult) -> np.ndarray:
+    assert isinstance(result, SegmentationResult)
+    return result.label_map
+
+
+def keypoints(result: SegmentationResult | PoseResult) -> np.ndarray:
+    assert isinstance(result, PoseResult)
+    return result.keypoints
+
+
 def test_labels_are_those_that_the_predictor_gives(pixels):
     found = explain(pixels, merge="hq", stages=[3])
     for plan, result in (("none", found.without), ("hq", found.merged)):
         predict = Predictor(merge=plan, runtime="torch", precision="f32")
-        assert (predict(pixels).label_map == result.label_map).all()
-    assert found.agreement == 100 * (found.without.label_map == found.merged.label_map).mean()
+        assert (predict(pixels).label_map == labels(result)).all()
+    assert found.agreement == 100 * (labels(found.without) == labels(found.merged)).mean()
 
 
 def test_rows(pixels):
@@ -49,7 +61,7 @@ def test_plans_that_only_shrink_have_no_groups(pixels):
     found = explain(pixels, merge="downsample")
     assert found.groupings == ()
     assert found.cost.whole < found.cost_without.whole / 3
-    assert found.merged.label_map.shape == found.without.label_map.shape == (96, 160)
+    assert labels(found.merged).shape == labels(found.without).shape == (96, 160)
 
 
 def test_the_default_plan_is_the_models_or_hq(pixels, random_model: Segformer):
@@ -90,10 +102,10 @@ def test_people():
     for plan, result in (("none", found.without), ("2x2", found.merged)):
         predict = Predictor("lsp-b0", merge=plan, runtime="torch", precision="f32")
         expected = predict(pixels, boxes=[box]).keypoints
-        assert result.keypoints == pytest.approx(expected, abs=1e-3)
+        assert keypoints(result) == pytest.approx(expected, abs=1e-3)
     rows = found.rows()
     assert [row["what"] for row in rows] == ["image", *["keypoint"] * 14, *["stage"] * 4, "groups"]
-    difference = found.merged.keypoints[0, :, :2] - found.without.keypoints[0, :, :2]
+    difference = (keypoints(found.merged) - keypoints(found.without))[0, :, :2]
     distances = np.linalg.norm(difference, axis=1)
     assert [row["moved_px"] for row in rows[1:15]] == pytest.approx(distances, abs=0.01)
     assert found.size == (128, 128)

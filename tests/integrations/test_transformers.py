@@ -120,7 +120,7 @@ def test_replicas_compute_with_their_own_weights(peer: Any, x: torch.Tensor) -> 
     """Those of DataParallel, which Trainer uses on several graphics cards in one process."""
 
     def replicate(module: torch.nn.Module) -> torch.nn.Module:  # as torch.nn.parallel does
-        replica = module._replicate_for_data_parallel()  # type: ignore[operator]
+        replica = module._replicate_for_data_parallel()
         for name, child in module.named_children():
             replica._modules[name] = replicate(child)
         for name, parameter in module._parameters.items():

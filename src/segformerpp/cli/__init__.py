@@ -141,7 +141,7 @@ def _parser(words: Sequence[str]) -> ArgumentParser:
                 command.add_argument(name, metavar=name.upper(), help=helps[name])
             else:
                 command.add_argument(name, nargs="+", metavar=name.upper()[:-1], help=helps[name])
-        skip = {"settings", *flags, *inputs}
+        skip: set[str | int] = {"settings", *flags, *inputs}
         command.add_function_arguments(function, as_group=False, skip=skip)
         for name in flags:
             command.add_argument(f"--{name}", action="store_true", help=helps[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from segformerpp.arguments import parse_size, whole_number
 from segformerpp.cli.eval_data import open_evaluation
@@ -188,7 +189,7 @@ def eval(
             evaluate(predictors, evaluation, table, fail, progress.advance)
         except KeyboardInterrupt:
             interrupted = True
-    about = {"data": data, "split": split, "size": size or "own"}
+    about: dict[str, Any] = {"data": data, "split": split, "size": size or "own"}
     about |= {"scales": list(views.scales), "flip": flip}
     rows = [
         {**predictor.facts, **about, **score.row(table[0]), **machine()}

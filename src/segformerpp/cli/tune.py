@@ -174,14 +174,14 @@ def tune(
         )
     picture = default_picture(where["report"] or Path())
     if picture:
-        with write_whole(picture) as file:
-            plot(outcome, file, "png")
+        with write_whole(picture) as drawing:
+            plot(outcome, drawing, "png")
     for path, text in (
         (where["out"], plan_file(outcome)),
-        (where["report"], markdown(outcome, picture and picture.name)),
+        (where["report"], markdown(outcome, picture.name if picture else None)),
     ):
-        with write_whole(path or Path()) as file:
-            file.write(text.encode())
+        with write_whole(path or Path()) as written:
+            written.write(text.encode())
     if where["json"]:
         write_rows(where["json"], rows(outcome))
     say(f"{outcome.chosen.name}: {outcome.verdict()}", quiet)

@@ -178,7 +178,7 @@ class Explanation:
     def _outcome_rows(self) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"what": "image"}
         keypoints: list[dict[str, Any]] = []
-        if isinstance(self.merged, PoseResult):
+        if isinstance(self.merged, PoseResult) and isinstance(self.without, PoseResult):
             moved, sure = self.moved, self.moved[self.sure]
             row["moved_px_mean"] = round(float(sure.mean()), 2) if sure.size else None
             row["moved_px_max"] = round(float(sure.max()), 2) if sure.size else None

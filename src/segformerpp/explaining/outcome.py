@@ -47,7 +47,10 @@ def draw_labels(page: Page, explanation: Explanation) -> None:
     present = [i for i in np.argsort(-shares, kind="stable") if shares[i]][:_MOST_CLASSES]
     page.legend(
         [
-            Patch(color=np.array(merged.palette[i]) / 255, label=merged.labels[i][:_LONGEST_NAME])
+            Patch(
+                color="#{:02x}{:02x}{:02x}".format(*merged.palette[i]),
+                label=merged.labels[i][:_LONGEST_NAME],
+            )
             for i in present
         ],
         int(page.inner // 1.7),

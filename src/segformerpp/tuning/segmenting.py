@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segformerpp.benchmark.cost import cost
-from segformerpp.benchmark.gains import Gain, race, timed_turn
+from segformerpp.benchmark.gains import Gain, Turn, race, timed_turn
 from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.metrics.segmentation import confusion
@@ -91,7 +91,7 @@ class Segmenting:
     def _count(self, label_map: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return confusion(label_map, mask, self._network.config.num_outputs)
 
-    def _turn_of(self, predict: Predictor) -> Callable[[], list[float]]:
+    def _turn_of(self, predict: Predictor) -> Turn:
         image = self._data.read(self._timed)[0]
         return timed_turn(lambda: predict.logits(image)[1])
 
