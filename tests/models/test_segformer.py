@@ -18,7 +18,7 @@ from segformerpp.merging import (
 )
 from segformerpp.merging.match import Grid, Match, match
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
-from segformerpp.models.attention import Attention, reduce_merged, to_image, to_tokens
+from segformerpp.models.attention import Attention
 from segformerpp.models.config import HeadKind
 from tests.merging.test_plan import stages
 
@@ -157,19 +157,6 @@ def test_matches_are_reused_by_the_blocks_that_follow(monkeypatch: pytest.Monkey
     reused = model(x)
     model.merge_plan = plan
     assert relative(model(x), reused) < 1e-12
-
-
-@settings(deadline=None)
-@given(st.integers(4, 13), st.integers(4, 13), st.integers(2, 4), st.integers(1, 2))
-def test_merging_patches_is_merging_what_they_are_reduced_to(h, w, ratio, batch):
-    torch.manual_seed(0)
-    x = torch.randn(batch, h * w, 3, dtype=torch.float64)
-    sr = nn.Conv2d(3, 3, ratio, ratio).double()
-    keys = to_tokens(sr(to_image(x, (h, w))))
-    for merge in (BipartiteMatching(0.6, 2, 1), Neighbour2d(2, 2)):
-        found = match(merge, keys, (h // ratio, w // ratio))
-        if found:
-            assert relative(reduce_merged(sr, x, (h, w), found), found.merge(keys)) < 1e-12
 
 
 def test_too_small_images_are_refused() -> None:

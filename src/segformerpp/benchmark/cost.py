@@ -70,18 +70,16 @@ def stage_costs(config: SegformerConfig, plan: MergePlan, size: tuple[int, int])
         key_size = (height // ratio, width // ratio) if ratio > 1 else size
         queries, matching = _merged(merge.q, size, dim)
         keys, key_matching = _merged(merge.kv, key_size, dim)
-        patch = (dim * ratio) ** 2 if ratio > 1 else 0
+        reduction = math.prod(key_size) * (dim * ratio) ** 2 if ratio > 1 else 0
         attention = 2 * queries * dim**2 + 2 * keys * dim**2 + 2 * queries * keys * dim
         hidden, depth = dim * config.mlp_ratios[stage], config.depths[stage]
-        matched = -(-depth // (merge.reuse or 1))  # blocks; the others reduce merged patches
-        reduction = (matched * math.prod(key_size) + (depth - matched) * keys) * patch
         stages.append(
             StageCost(
                 grid=size,
                 tokens=depth * queries,
                 embedding=count * dim * channels * kernel**2,
-                attention=reduction + depth * attention,
-                matching=matched * (matching + key_matching),
+                attention=depth * (reduction + attention),
+                matching=-(-depth // (merge.reuse or 1)) * (matching + key_matching),
                 mix_ffn=depth * count * (2 * dim * hidden + 9 * hidden),
             )
         )

@@ -37,8 +37,7 @@ class StageMerge:
         q: how queries are merged.
         kv: how keys/values are merged.
         reuse: how many blocks in a row use what the first of them matched (a number above the
-            stage's depth: all); 0 where each block matches by itself. The others merge keys/values
-            before the spatial reduction, which has less to do then.
+            stage's depth: all); 0 where each block matches by itself.
 
     Raises:
         PlanError: on a wrong value, or one that would do nothing.
@@ -246,8 +245,8 @@ PRESETS: dict[str, MergePlan] = {
     ),
     "turbo": MergePlan(
         (
-            StageMerge(q=Neighbour2d(sx=4, sy=2), kv=_FEW_KEYS),
-            StageMerge(q=Neighbour2d(2, 2), kv=_FEW_KEYS),
+            StageMerge(q=Neighbour2d(4, 4), kv=_FEW_KEYS),
+            StageMerge(kv=_FEW_KEYS),
             StageMerge(Neighbour2d(2, 2), BipartiteMatching(0.75, 2, 2, proportional=True), 4),
             StageMerge(q=Neighbour2d(2, 2)),
         )

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segformerpp.merging import StageMerge
-from segformerpp.merging.match import Grid, Match, Matches, match
+from segformerpp.merging.match import Grid, Matches, match
 
 
 def to_image(x: Tensor, grid: Grid) -> Tensor:
@@ -18,20 +18,6 @@ def to_image(x: Tensor, grid: Grid) -> Tensor:
 def to_tokens(x: Tensor) -> Tensor:
     """An image (B, C, h, w) as tokens (B, h * w, C)."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def reduce_merged(sr: nn.Conv2d, x: Tensor, grid: Grid, found: Match) -> Tensor:
-    """Merge patches, then reduce them: (B, h * w, C) -> (B, M, C) for M groups of patches.
-
-    The strided convolution is a linear layer on patches that do not overlap. Averaging commutes
-    with it, and there are fewer patches afterwards.
-    """
-    (h, w), (r, _) = grid, sr.kernel_size
-    rows, columns = h // r, w // r
-    whole = x.unflatten(1, grid)[:, : rows * r, : columns * r]
-    patches = whole.unflatten(2, (columns, r)).unflatten(1, (rows, r)).transpose(2, 3)
-    merged = found.merge(patches.flatten(3).flatten(1, 2))  # (B, M, r * r * C)
-    return F.linear(merged, sr.weight.permute(0, 2, 3, 1).flatten(1), sr.bias)
 
 
 class Attention(nn.Module):
@@ -62,19 +48,15 @@ class Attention(nn.Module):
             grid: (h, w) with h * w == N.
             merge: what to merge; None for a half of it merges nothing there.
             known: what an earlier block merged, to be merged here too; None to find out.
-                Keys/values are then merged before they are reduced.
         """
         keys, key_grid = x, grid
-        early = known.kv if known and self.sr is not None else None
-        if self.sr is not None and early:
-            keys = self.sr_norm(reduce_merged(self.sr, x, grid, early))
-        elif self.sr is not None:
+        if self.sr is not None:
             reduced = self.sr(to_image(x, grid))
             keys, key_grid = self.sr_norm(to_tokens(reduced)), (reduced.shape[2], reduced.shape[3])
         found = known or Matches(match(merge.q, x, grid), match(merge.kv, keys, key_grid))
         queries, weights = found.q.merge(x) if found.q else x, None
         if found.kv:
-            keys = keys if early else found.kv.merge(keys)
+            keys = found.kv.merge(keys)
             if merge.kv and merge.kv.proportional:
                 weights = found.kv.log_sizes(x)
 

@@ -42,8 +42,8 @@ class Tokens:
 class Match(Protocol):
     """Which of N tokens form M groups."""
 
-    def merge(self, x: Value, channels: int) -> Value:
-        """Average each group: (B, N, C) -> (B, M, C), whatever C."""
+    def merge(self, x: Value) -> Value:
+        """Average each group: (B, N, C) -> (B, M, C)."""
 
     def unmerge(self, x: Value) -> Value:
         """Give every token its group's value: (B, M, C) -> (B, N, C)."""
@@ -179,11 +179,11 @@ class Groups:
             index = index + g.reshape(g.arange(0, batch) * count, -1, 1)
         return g.reshape(index, -1)
 
-    def merge(self, x: Value, channels: int) -> Value:
+    def merge(self, x: Value) -> Value:
         """See `Match`."""
         if self._g.form == "tensorrt":
-            return self._merge_by_product(x, channels)
-        g, batch = self._g, self._tokens.batch
+            return self._merge_by_product(x)
+        g, batch, channels = self._g, self._tokens.batch, self._tokens.channels
         zeros, index = g.full(np.float32(0), batch * self._count, channels), self._row()
         sums = g.op("ScatterND", zeros, index, g.reshape(x, -1, channels), reduction="add")
         return g.reshape(sums / self._sizes, batch, self._count, channels)
@@ -219,15 +219,15 @@ class Groups:
         members = g.op("Equal", g.reshape(self.group, tokens.batch, 1, tokens.count), numbers)
         return g.op("Cast", members, to=1)
 
-    def _merge_by_product(self, x: Value, channels: int) -> Value:
+    def _merge_by_product(self, x: Value) -> Value:
         """The same without adding up by index, at the price of matching once more."""
         g, tokens = self._g, self._tokens
         merged = g.op("MatMul", self._members, x) / self._sizes
         if self._alone is None:
             return merged
-        rows = g.reshape(x, -1, channels)
+        rows = g.reshape(x, -1, tokens.channels)
         alone = g.op("Gather", rows, self._flat(self._alone, tokens.count), axis=0)
-        alone = g.reshape(alone, tokens.batch, -1, channels)
+        alone = g.reshape(alone, tokens.batch, -1, tokens.channels)
         return g.op("Concat", merged, alone, axis=1)
 
     def unmerge(self, x: Value) -> Value:
@@ -242,11 +242,11 @@ class _Pool1d:
         self._g, self._tokens, self._s = g, tokens, s
         self._count = _cells(tokens.count, s)
 
-    def merge(self, x: Value, channels: int) -> Value:
+    def merge(self, x: Value) -> Value:
         g, tokens, s = self._g, self._tokens, self._s
         missing = g.difference(self._count * s, tokens.count)
         x = g.op("Pad", x, g.dims(0, 0, 0, 0, missing, 0))
-        x = g.reshape(x, tokens.batch, self._count, s, channels)
+        x = g.reshape(x, tokens.batch, self._count, s, tokens.channels)
         sizes = g.reshape(_sizes(g, tokens.count, self._count, s), -1, 1)
         return g.op("ReduceSum", x, np.array([2]), keepdims=0) / sizes
 
@@ -265,10 +265,10 @@ class _Pool2d:
         self._g, self._tokens, self._cell = g, tokens, [sy, sx]
         self._cells = _cells(tokens.grid[0], sy), _cells(tokens.grid[1], sx)
 
-    def merge(self, x: Value, channels: int) -> Value:
+    def merge(self, x: Value) -> Value:
         g, tokens, (h, w) = self._g, self._tokens, self._tokens.grid
         (sy, sx), (rows, columns) = self._cell, self._cells
-        image = g.transpose(g.reshape(x, tokens.batch, h, w, channels), 0, 3, 1, 2)
+        image = g.transpose(g.reshape(x, tokens.batch, h, w, tokens.channels), 0, 3, 1, 2)
         missing = g.difference(rows * sy, h), g.difference(columns * sx, w)
         ragged = missing != (0, 0)
         if ragged:  # cells that reach over the edge average what they have
@@ -278,7 +278,7 @@ class _Pool2d:
             inside = g.reshape(_sizes(g, h, rows, sy), -1, 1) * _sizes(g, w, columns, sx)
             pooled = pooled / (inside / np.float32(sy * sx))
         pooled = g.transpose(pooled, 0, 2, 3, 1)
-        return g.reshape(pooled, tokens.batch, rows * columns, channels)
+        return g.reshape(pooled, tokens.batch, rows * columns, tokens.channels)
 
     def unmerge(self, x: Value) -> Value:
         g, (h, w), (rows, columns) = self._g, self._tokens.grid, self._cells

@@ -110,11 +110,7 @@ class NetworkWriter:
         g, config, merge = self._g, self._config, self._plan.stages[number]
         batch, dim, heads = tokens.batch, tokens.channels, config.heads[number]
         keys, key_tokens, ratio = x, tokens, config.sr_ratios[number]
-        early = known.kv if known and ratio > 1 else None
-        if early:
-            keys = self._reduce_merged(x, name + "sr", ratio, tokens, early)
-            keys = self._norm(keys, name + "sr_norm", config.embed_norm_eps)
-        elif ratio > 1:
+        if ratio > 1:
             rows, columns = (side // ratio for side in tokens.grid)
             key_tokens = Tokens(batch, (rows, columns), dim)
             reduced = self._conv(_to_image(x, tokens), name + "sr", ratio)
@@ -124,9 +120,9 @@ class NetworkWriter:
             kv=self._match(merge.kv, keys, key_tokens, name + "kv"),
             q=self._match(merge.q, x, tokens, name + "q"),
         )
-        queries, logs = found.q.merge(x, dim) if found.q else x, None
+        queries, logs = found.q.merge(x) if found.q else x, None
         if found.kv:
-            keys = keys if early else found.kv.merge(keys, dim)
+            keys = found.kv.merge(keys)
             if merge.kv and merge.kv.proportional:
                 logs = found.kv.log_sizes()
 
@@ -154,22 +150,6 @@ class NetworkWriter:
         if isinstance(found, Groups):
             self.matched[name] = found.group, tokens
         return found
-
-    def _reduce_merged(
-        self, x: Value, name: str, ratio: int, tokens: Tokens, found: Match
-    ) -> Value:
-        """See `segformerpp.models.attention.reduce_merged`."""
-        g, batch, dim = self._g, tokens.batch, tokens.channels
-        x = g.reshape(x, batch, *tokens.grid, dim)
-        for axis, side in enumerate(tokens.grid, 1):
-            if isinstance(side, Value) or side % ratio:
-                x = g.cut(x, axis, 0, side // ratio * ratio)
-        rows, columns = (side // ratio for side in tokens.grid)
-        x = g.transpose(g.reshape(x, batch, rows, ratio, columns, ratio, dim), 0, 1, 3, 2, 4, 5)
-        patches = g.reshape(x, batch, rows * columns, ratio**2 * dim)
-        weight, bias = self._pair(name)
-        weight = weight.transpose(0, 2, 3, 1).reshape(dim, -1)
-        return self._linear(found.merge(patches, ratio**2 * dim), weight, bias)
 
     def _mix_ffn(self, x: Value, name: str, number: int, tokens: Tokens) -> Value:
         g, (height, width) = self._g, tokens.grid
