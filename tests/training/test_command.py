@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_the_bar_counts_the_steps_of_the_epochs(
             totals.append((what, total))
             super().__init__(total, what, shown)
 
-    monkeypatch.setattr("segformerpp.cli.train.Progress", Counted)
+    monkeypatch.setattr(sys.modules["segformerpp.cli.train"], "Progress", Counted)
     root = make_camvid(tmp_path / "camvid", {"train": 4, "val": 1})
     options = ["--epochs", "1", "--bad-images", "unchecked", "--val-split", ""]
     assert cli.main(words(root, *options, "--out", str(tmp_path / "out"))) == 0
