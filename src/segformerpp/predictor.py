@@ -154,7 +154,7 @@ class Predictor:
             raise UsageError("reuse_match: with a plan, not with merge auto")
         self._reuse = checked_reuse(
             *(reuse_match, self._plan, self._batch, self.metadata.task),
-            tiles=tile not in ("auto", None),
+            tiles=not (tile is None or (isinstance(tile, str) and tile == "auto")),
         )
         scale = self._plan.input_scale
         self._least = math.ceil(network.config.min_image_size / scale)

@@ -255,9 +255,11 @@ def test_compile_gives_what_eager_gives(plan: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("plan", PLANS)
 def test_autocast_trains_and_predicts(dtype: torch.dtype, plan: str) -> None:
-    model = tiny()
+    # torch 2.13's bfloat16 convolutions are wrong on processors with AMX for 8 and 16 channels,
+    # and where a stride leaves a rest of a map that becomes one column.
+    model = tiny(dims=(32, 64, 160, 256))
     model.merge_plan = plan
-    x = image(128, 96, batch=2).float()
+    x = image(128, 128, batch=2).float()
     with torch.inference_mode():
         expected = model(x)
         with torch.autocast("cpu", dtype):
