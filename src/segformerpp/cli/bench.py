@@ -73,7 +73,7 @@ def bench(
     from segformerpp.benchmark.candidates import save_random
     from segformerpp.benchmark.run import Setting, combinations, measure
     from segformerpp.checkpoints import open_checkpoint
-    from segformerpp.data.files import write_whole
+    from segformerpp.data.files import expand_user, write_whole
     from segformerpp.data.outputs import check_writable_file, write_rows
     from segformerpp.merging import MergePlan
     from segformerpp.merging.plan import is_auto
@@ -93,7 +93,7 @@ def bench(
     if calibrate and "int8" not in precisions:
         raise UsageError("calibrate: only for the precision int8")
     if plot:
-        drawing.check(Path(plot))
+        drawing.check(expand_user(plot))
     for key, wanted_file in (("json", json), ("plot", plot)):
         if wanted_file:
             check_writable_file(key, wanted_file)
@@ -123,8 +123,8 @@ def bench(
     if json and rows:
         write_rows(json, rows)
     if plot and rows:
-        with write_whole(Path(plot)) as file:
-            drawing.plot(rows, file, Path(plot).suffix[1:])
+        with write_whole(expand_user(plot)) as file:
+            drawing.plot(rows, file, expand_user(plot).suffix[1:])
         say(f"picture in {plot}", quiet)
     if interrupted:
         complain("interrupted: figures are of the rounds that were whole")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from segformerpp.arguments import parse_size, whole_number
@@ -120,7 +119,7 @@ def eval(
     from segformerpp import runtimes
     from segformerpp.benchmark import plot
     from segformerpp.benchmark.run import machine
-    from segformerpp.data.files import check_writable
+    from segformerpp.data.files import check_writable, expand_user
     from segformerpp.data.outputs import check_writable_file, write_rows
     from segformerpp.errors import ImageError
     from segformerpp.evaluation.pictures import plot_confusion
@@ -151,9 +150,9 @@ def eval(
         if wanted:
             check_writable_file(key, wanted)
     if worst:
-        check_writable("worst", Path(worst))
+        check_writable("worst", expand_user(worst))
     if confusion:
-        plot.check(Path(confusion), "confusion")
+        plot.check(expand_user(confusion), "confusion")
     evaluation, remark = open_evaluation(data, root, split, classes, keypoints, views, images)
     say(remark, quiet or not remark)
     predictors = [
@@ -203,13 +202,13 @@ def eval(
         if confusion:
             counts = [score.counts for score in table if isinstance(score, SegmentationScore)]
             labels = list(rows[0]["per_class_iou"])
-            plot_confusion(counts, [title(row) for row in rows], labels, Path(confusion))
+            plot_confusion(counts, [title(row) for row in rows], labels, expand_user(confusion))
             say(f"confusion matrices in {confusion}", quiet)
         if results and isinstance(table[0], PoseScore):
             write_rows(results, table[0].results)
             say(f"keypoints of {len(table[0].results)} people in {results}", quiet)
         if worst and not interrupted:
-            files = save_worst(predictors[0], evaluation, table[0], Path(worst), worst_count)
+            files = save_worst(predictors[0], evaluation, table[0], expand_user(worst), worst_count)
             say(f"{len(files)} pictures of the worst images in {worst}", quiet)
     if interrupted:
         complain(f"interrupted: figures are of the first {len(table[0].quality)} images")

@@ -75,9 +75,10 @@ def explain(
         quiet: say nothing but what went wrong
     """
     from segformerpp.benchmark import plot
+    from segformerpp.data.files import expand_user
     from segformerpp.data.outputs import check_writable_file, write_rows
 
-    file = Path(f"{Path(image).stem}_explained.png" if out is None else out)
+    file = expand_user(f"{Path(image).stem}_explained.png" if out is None else out)
     plot.check(file, "out", plot.PHOTO_FORMATS)
     if file.exists() and Path(image).exists() and file.samefile(image):
         raise UsageError(f"out: {file} is the image itself")

@@ -96,7 +96,7 @@ def tune(
         quiet: say nothing but what went wrong
     """
     from segformerpp import runtimes
-    from segformerpp.data.files import write_whole
+    from segformerpp.data.files import expand_user, write_whole
     from segformerpp.data.outputs import check_writable_file, write_rows
     from segformerpp.tuning.report import default_picture, markdown, plan_file, plot, rows
     from segformerpp.tuning.run import Limits
@@ -109,10 +109,10 @@ def tune(
     if Path(out).suffix not in (".yaml", ".yml"):
         raise UsageError(f"out: a file ending in .yaml, not {out!r}")
     where = {
-        "out": Path(out),
-        "study": Path(study) if study else Path(out).with_suffix(".study"),
-        "report": Path(report) if report else Path(out).with_suffix(".md"),
-        "json": Path(json) if json else None,
+        "out": expand_user(out),
+        "study": expand_user(study or Path(out).with_suffix(".study")),
+        "report": expand_user(report or Path(out).with_suffix(".md")),
+        "json": expand_user(json) if json else None,
     }
     for key, file in where.items():
         if file:
