@@ -33,6 +33,12 @@ def eater(megabytes):
     kept = b"x" * int(1e6) * megabytes
     return lambda: None, {"kept": len(kept)}
 
+def forking():
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+    return lambda: None, {"child": child}
+
 def broken():
     raise UsageError("precision: not here")
 
@@ -52,6 +58,24 @@ def test_runs_in_a_process_of_its_own(folder):
         assert worker.facts["pid"] != os.getpid()
         # As often as it takes to fill a turn.
         assert worker() == pytest.approx([0.07] * math.ceil(TURN_SECONDS / 0.07))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_worker_has_started_ends_with_it(folder):
+    with Worker("made_up:forking", {}, [folder]) as worker:
+        child = worker.facts["child"]
+    # Nobody waits for the child's output; whose child it is now takes it away.
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not _is_dead(child):
+        time.sleep(0.05)
+    assert _is_dead(child)
+
+
+def _is_dead(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except OSError:
+        return True
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")

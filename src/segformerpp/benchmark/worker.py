@@ -11,11 +11,13 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -98,9 +100,15 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and what it has started, which may hold its output open."""
+        if self._process.poll() is None and hasattr(os, "killpg"):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
-        self._process.communicate()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with suppress(OSError):  # what was not sent is lost
+                    stream.close()
+        self._process.wait()
 
     def __enter__(self) -> Self:
         return self

@@ -117,9 +117,7 @@ def exported(path: Path, metadata: Metadata, form: FileForm) -> Segmenter:
         def run(x: np.ndarray) -> np.ndarray:
             return session.run(None, {IMAGES: x})[0]
     else:
-        import openvino as ov
-
-        from segformerpp.runtimes.openvino_core import core
+        from segformerpp.runtimes.openvino_core import core, ov
 
         options = {"INFERENCE_PRECISION_HINT": ov.Type.f32} if form.precision != "int8" else {}
         network = core().compile_model(path, "CPU", options)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import openvino as ov
 from onnx import TensorProto, helper, numpy_helper
 
 from segformerpp import __version__
@@ -23,7 +22,7 @@ from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import IMAGES, OPSET, Form, Interface, build
-from segformerpp.runtimes.openvino_core import core
+from segformerpp.runtimes.openvino_core import core, ov
 from segformerpp.runtimes.sizes import least_size, matchings
 
 if TYPE_CHECKING:

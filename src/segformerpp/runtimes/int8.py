@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import openvino as ov
-from openvino.passes import ConstantFolding, Manager
 
 from segformerpp import __version__, cache
 from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, build
-from segformerpp.runtimes.openvino_core import core
+from segformerpp.runtimes.openvino_core import core, ov, passes
 from segformerpp.runtimes.sizes import least_size
 
 _KIND = "int8"
@@ -128,9 +126,9 @@ def quantise_openvino(graph: Any, inputs: Iterable[np.ndarray], count: int) -> o
     """
     model = core().read_model(graph.SerializeToString())
     # Else nncf takes the wrong axis of weights that a Reshape of the importer stands behind.
-    passes = Manager()
-    passes.register_pass(ConstantFolding())
-    passes.run_passes(model)
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(model)
     return quantise(model, inputs, count)
 
 

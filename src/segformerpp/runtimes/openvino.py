@@ -7,13 +7,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
 
 from segformerpp import __version__, cache
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.memory import memory_limits
-from segformerpp.runtimes.openvino_core import core
+from segformerpp.runtimes.openvino_core import core, ov
 from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
 from segformerpp.runtimes.sizes import warn_small_grids

@@ -1,10 +1,24 @@
-"""OpenVINO's one core of this process."""
+"""OpenVINO, without reports to its makers, and the one core of the process."""
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
-import openvino as ov
+_REPORTS = "openvino_telemetry"
+
+# Importing OpenVINO forks a process that sends reports; forked beside threads, that one may hang.
+_absent = _REPORTS not in sys.modules
+if _absent:
+    sys.modules[_REPORTS] = None  # type: ignore[assignment]  # not installed, as far as it can see
+try:
+    import openvino as ov
+    from openvino import passes
+finally:
+    if _absent:
+        del sys.modules[_REPORTS]
+
+__all__ = ["core", "ov", "passes"]
 
 
 @lru_cache(maxsize=1)
