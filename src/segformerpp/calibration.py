@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ class Calibration:
     """Up to `MOST_IMAGES` images, evenly chosen from all of a folder (see `int8.Images`).
 
     Args:
-        folder: with images, also in folders below it; or one image.
+        images: a folder with images, also in folders below it; or one image, or several.
         metadata: for the normalisation.
         size: (H, W) that images are resized to; None for their own.
 
@@ -37,11 +37,17 @@ class Calibration:
         UsageError: if there is no image.
     """
 
-    def __init__(self, folder: str | Path, metadata: Metadata, size: Size | None = None) -> None:
-        paths = [file.path for file in find_images([str(folder)])]
+    def __init__(
+        self,
+        images: str | Path | Sequence[Path],
+        metadata: Metadata,
+        size: Size | None = None,
+    ) -> None:
+        sources = [images] if isinstance(images, str | Path) else images
+        paths = [file.path for file in find_images([str(source) for source in sources])]
         chosen = np.linspace(0, len(paths) - 1, min(len(paths), MOST_IMAGES)).astype(int)
         self._paths = [paths[i] for i in chosen]
-        self._folder, self._metadata, self._size = folder, metadata, size
+        self._sources, self._metadata, self._size = sources, metadata, size
         status = [(str(path.resolve()), path.stat()) for path in self._paths]
         facts = [(name, found.st_size, found.st_mtime_ns) for name, found in status]
         self.fingerprint = hashlib.sha256(repr((size, facts)).encode()).hexdigest()[:16]
@@ -74,4 +80,4 @@ class Calibration:
             x = image if pixels else segmentation.normalise(image, self._metadata)
             yield np.stack([x] * batch)
         if none:
-            raise UsageError(f"calibrate: no image in {self._folder} can be read")
+            raise UsageError(f"calibrate: no image in {self._sources[0]} can be read")

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -93,8 +93,8 @@ class Predictor:
             first is segmented as ever; the others then depend on it. Calls match anew. With the
             runtimes torch, openvino and onnxruntime (but int8), and batches of 1; images that go
             in tiles match by themselves.
-        calibrate: a folder with some images like those to come, for the precision ``int8``;
-            needed once for each model and plan.
+        calibrate: a folder with some images like those to come, or their files, for the precision
+            ``int8``; needed once for each model and plan.
         offline: whether to take models from the local cache only.
         revision: branch, tag or commit of a model on the hub.
 
@@ -130,7 +130,7 @@ class Predictor:
         flip: bool = False,
         detector: Callable[[np.ndarray], Boxes] | None = None,
         reuse_match: int = 1,
-        calibrate: str | Path | None = None,
+        calibrate: str | Path | Sequence[Path] | None = None,
         offline: bool = False,
         revision: str | None = None,
     ) -> None:
@@ -154,7 +154,7 @@ class Predictor:
             raise UsageError("reuse_match: with a plan, not with merge auto")
         self._reuse = checked_reuse(
             *(reuse_match, self._plan, self._batch, self.metadata.task),
-            tiles=not (tile is None or (isinstance(tile, str) and tile == "auto")),
+            tiles=not _without_tiles(tile),
         )
         scale = self._plan.input_scale
         self._least = math.ceil(network.config.min_image_size / scale)
@@ -412,7 +412,7 @@ class Predictor:
             if flip:
                 raise UsageError("flip: for models of poses")
             return None
-        if tile not in ("auto", None):
+        if not _without_tiles(tile):
             raise UsageError("tile: for models that segment")
         if self._probabilities:
             raise UsageError("probabilities: of models that segment")
@@ -565,3 +565,7 @@ def open_trained(
     if network.metadata.task not in ("segmentation", "pose"):
         raise UsageError(f"model: for an unknown task, {network.metadata.task}")
     return network
+
+
+def _without_tiles(tile: object) -> bool:
+    return tile is None or (isinstance(tile, str) and tile == "auto")

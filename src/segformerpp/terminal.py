@@ -94,6 +94,11 @@ class Progress:
         if self._bar:
             self._bar.update(self._task, advance=1, note=note)
 
+    def note(self, text: str) -> None:
+        """Show a note beside the bar."""
+        if self._bar:
+            self._bar.update(self._task, note=text)
+
     def __enter__(self) -> Progress:
         if self._bar:
             self._timer.start()

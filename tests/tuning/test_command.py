@@ -7,7 +7,7 @@ import yaml
 from segformerpp import cli
 from segformerpp.benchmark import gains
 from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.tuning import segmenting
+from segformerpp.tuning import evaluator
 from tests.training.test_batches import make_camvid
 
 Captured = pytest.CaptureFixture[str]
@@ -16,8 +16,8 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gains, "TURN_SECONDS", 0.001)
-    monkeypatch.setattr(segmenting, "QUICK", (3, 1.0))
-    monkeypatch.setattr(segmenting, "CAREFUL", (3, 1.0))
+    monkeypatch.setattr(evaluator, "QUICK", (3, 1.0))
+    monkeypatch.setattr(evaluator, "CAREFUL", (3, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def test_from_images_to_a_plan_and_on(root: Path, tmp_path: Path, capsys: Captur
     checked = [row for row in rows if row["images_of"] == "check"]
     assert checked[0]["merge"] == plan.name
     assert (checked[0]["images"], checked[0]["runtime"], checked[0]["plans"]) == (2, "torch", 7)
+    assert (checked[0]["task"], checked[0]["images_to_search"]) == ("segmentation", 4)
     assert checked[0]["drop"] is not None
     assert checked[0]["speed_up"] > 0
     report = (tmp_path / "mine.md").read_text()
@@ -66,15 +67,15 @@ def test_images_without_masks_and_interrupted(
     root: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[MergePlan] = []
-    before = segmenting.Segmenting.open
+    before = evaluator.PlanEvaluator.open
 
-    def open_three(self: segmenting.Segmenting, plan: MergePlan) -> object:
+    def open_three(self: evaluator.PlanEvaluator, plan: MergePlan, *more: object) -> object:
         opened.append(plan)
         if len(opened) == 3:
             raise KeyboardInterrupt
         return before(self, plan)
 
-    monkeypatch.setattr(segmenting.Segmenting, "open", open_three)
+    monkeypatch.setattr(evaluator.PlanEvaluator, "open", open_three)
     out = tmp_path / "mine.yaml"
     command = words(root, out, "--min-agreement", "99")
     command[command.index("camvid")] = "images"
@@ -91,15 +92,21 @@ def test_images_without_masks_and_interrupted(
     ("options", "reason"),
     [
         (["--root", ""], "root: the folder with the images is needed"),
-        (["--data", "foo"], "data: one of camvid, cityscapes, ade20k, folder, not 'foo'"),
+        (
+            ["--data", "foo"],
+            "data: one of camvid, cityscapes, ade20k, folder, coco, images, not 'foo'",
+        ),
         (["--data", "images", "--max-drop", "1"], "max_drop: needs masks"),
-        (["--data", "images", "--check-split", "test"], "only for datasets with masks"),
+        (["--data", "images", "--check-split", "test"], "check_split: of datasets"),
+        (["--data", "images", "--split", "val"], "split, check_split: of datasets"),
+        (["--keypoints", "a.yaml"], "keypoints: of people, which are in --data coco"),
         (["--max-drop", "-1"], "max_drop: points of mIoU, from 0 to 100, not -1"),
         (["--min-agreement", "101"], "min_agreement: percent, from 0 to 100, not 101"),
         (["--minutes", "0"], "minutes: more than 0"),
         (["--trials", "0"], "trials: a whole number from 1"),
         (["--out", "plan.txt"], "out: a file ending in .yaml, not 'plan.txt'"),
-        (["--precision", "int8", "--runtime", "openvino"], "precision: tune has no int8"),
+        (["--precision", "int8", "--runtime", "openvino"], "precision: int8 is tried when"),
+        (["--precision", "f32,int8"], "int8"),
         (["--model", "lsp-b0"], "model: one for pose, and the dataset has masks"),
         (["--images", "0"], "images: a whole number from 1"),
     ],

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from segformerpp.benchmark.gains import Gain
-from segformerpp.errors import MemoryLimitError, UsageError
+from segformerpp.errors import ImageError, UsageError
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.merging.documented import AGREEMENT
 from segformerpp.tuning.assess import Judged, judge
+from segformerpp.tuning.kinds import Labels
 from segformerpp.tuning.quality import Budget, Quality
 from segformerpp.tuning.search import best, best_preset, judged, leaders, open_study, search
 
@@ -24,6 +25,7 @@ class Fake:
 
     def __init__(self, images: int = 20, error: float = 0.0) -> None:
         self.images, self.error = images, error
+        self.scales = Labels.scales
         self.opened: list[MergePlan] = []
         self.scored: dict[MergePlan, int] = {}
         self.kept, self.speed = dict[MergePlan, float](), dict[MergePlan, float]()
@@ -82,13 +84,13 @@ def test_within_slower_and_not_even_run() -> None:
     assert judge(fake, NONE, BUDGET, 0).outcome == "within"
 
 
-def test_what_does_not_run_is_no_end_of_the_search() -> None:
+def test_what_does_not_run_is_no_end_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake()
 
-    def fail(plan: MergePlan) -> FakeOpened:
-        raise MemoryLimitError
+    def fail(self: FakeOpened, images: int) -> Quality:
+        raise ImageError("too large for the memory")
 
-    fake.open = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(FakeOpened, "score", fail)
     found = judge(fake, PRESETS["hq"], BUDGET, 0)
     assert (found.outcome, found.value) == ("refused", None)
 
@@ -146,6 +148,16 @@ def test_time_ends_it_after_the_presets(tmp_path: Path) -> None:
 
 def test_no_study(tmp_path: Path) -> None:
     file = tmp_path / "x.study"
-    file.write_text("no study\n")
-    with pytest.raises(UsageError, match="is no study of merge plans"):
-        open_study(file, {})
+    for text in ("no study\n", "[]\n", '{"a": 1}\n', "7"):
+        file.write_text(text)
+        with pytest.raises(UsageError, match="is no study of merge plans"):
+            open_study(file, {})
+        assert file.read_text() == text
+
+
+def test_a_folder_for_studies_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "x.study"
+    open_study(file, {})
+    assert file.is_file()
+    file.write_text("")
+    open_study(file, {})

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.tuning.space import choices, neighbour, suggest
+from segformerpp.tuning.kinds import Keypoints, Labels
+from segformerpp.tuning.space import choices, neighbour, presets, suggest
+
+SCALES = Labels.scales
 
 
 class Drawing:
@@ -29,28 +32,28 @@ class Drawing:
 @given(st.data())
 def test_whatever_is_chosen_is_a_plan(data: st.DataObject) -> None:
     ask = Drawing(data)
-    plan = suggest(ask)
+    plan = suggest(ask, SCALES)
     assert MergePlan.from_dict(plan.to_dict()) == plan
     assert MergePlan.parse(plan.name) == plan
-    told = choices(plan)
+    told = choices(plan, SCALES)
     assert told is not None
     assert told == pytest.approx(ask.made)
 
 
 @given(st.sampled_from([*PRESETS.values()]), st.integers(0, 10**6))
 def test_neighbours_differ_in_one_thing(plan: MergePlan, seed: int) -> None:
-    other = neighbour(plan, random.Random(seed))
-    assert choices(other) is not None
+    other = neighbour(plan, random.Random(seed), SCALES)
+    assert choices(other, SCALES) is not None
     pairs = zip(plan.stages, other.stages, strict=True)
     changed = [(a.q != b.q) + (a.kv != b.kv) for a, b in pairs]
     assert sum(changed) + (plan.input_scale != other.input_scale) <= 1
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_space_has_all_presets(name: str) -> None:
-    assert choices(PRESETS[name]) is not None
+def test_the_space_has_all_presets() -> None:
+    assert presets(SCALES) == [*PRESETS.values()]
+    assert presets(Keypoints.scales) == [p for p in PRESETS.values() if p.input_scale == 1]
 
 
 @pytest.mark.parametrize("text", ["q1:mode=n1d,s=2", "q1:mode=n2d,sx=3,sy=3", "input_scale=0.9"])
 def test_and_not_everything(text: str) -> None:
-    assert choices(MergePlan.parse(text)) is None
+    assert choices(MergePlan.parse(text), SCALES) is None

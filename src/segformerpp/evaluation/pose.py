@@ -25,7 +25,7 @@ from segformerpp.tasks.pose_result import PoseResult
 #: Largest distances of correct keypoints, in parts of the box's larger side, by the key of a row.
 THRESHOLDS = {"pck_0.1": 0.1, "pck_0.05": 0.05}
 #: Keypoints that lie nearer to the first predictor's are the same.
-_SAME = 0.05
+SAME = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +75,7 @@ class PoseScore(Score[PoseSample, PoseResult]):
                 right = correct(own, person.keypoints, person.box, threshold)
                 self.correct[key].append(right)
             labelled = np.column_stack((other[:, :2], person.keypoints[:, 2]))
-            self.agreements.append(correct(own, labelled, person.box, _SAME))
+            self.agreements.append(correct(own, labelled, person.box, SAME))
             far.append(distances(own, person.keypoints, person.box))
         self.quality[index] = -float(np.nanmean(far))
         image_id = sample.people[0].image_id

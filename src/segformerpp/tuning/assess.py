@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from segformerpp.benchmark.gains import Gain
-from segformerpp.errors import MemoryLimitError, UsageError
+from segformerpp.errors import SegformerppError
 from segformerpp.merging import MergePlan
 from segformerpp.tuning.quality import Budget, Quality, from_dict
 
-#: How it went with a plan: within the budget and timed; over it; within, and slower than the best
-#: one; with no less arithmetic than `none`; does not run here.
-OUTCOMES = ("within", "over", "slower", "arithmetic", "refused")
 #: Images after each of which a plan may be given up, and before which none is.
 _STEP, _FEWEST = 5, 10
 #: Standard errors: to be surely over the budget, and to be within it on the safe side.
@@ -26,7 +23,11 @@ class Opened(Protocol):
     """A plan, ready to run."""
 
     def score(self, images: int) -> Quality:
-        """Look at so many of the images, those that were looked at before among them."""
+        """Look at so many of the images, those that were looked at before among them.
+
+        Raises:
+            SegformerppError: if it does not run here.
+        """
 
     def gain(self, decided: Callable[[Gain], bool]) -> Gain:
         """Take turns with `none` until it is decided."""
@@ -37,9 +38,11 @@ class Evaluator(Protocol):
 
     Attributes:
         images: how many there are to score on.
+        scales: of the image, that plans may have.
     """
 
     images: int
+    scales: tuple[float, ...]
 
     def macs(self, plan: MergePlan) -> int:
         """Multiply-accumulates for one image."""
@@ -48,7 +51,7 @@ class Evaluator(Protocol):
         """Make a plan ready.
 
         Raises:
-            UsageError, MemoryLimitError: if it does not run here.
+            SegformerppError: if it does not run here.
         """
 
 
@@ -58,7 +61,8 @@ class Judged:
 
     Attributes:
         plan: the plan.
-        outcome: one of `OUTCOMES`.
+        outcome: ``within`` the budget and timed; ``over`` it; within and ``slower`` than the best
+            one; ``arithmetic``: no less of it than `none`; ``refused``: does not run here.
         quality: on the images that it took to know.
         gain: times as fast as `none`; None where that was not measured.
         overshoot: over the budget by so much, in parts of it, with the margin; see `Budget`.
@@ -112,8 +116,8 @@ def judge(evaluator: Evaluator, plan: MergePlan, budget: Budget, to_beat: float)
         opened = evaluator.open(plan)
         counts = [*range(_FEWEST, evaluator.images, _STEP), evaluator.images]
         for count in counts:
-            found = opened.score(min(count, evaluator.images))
-            sure = _MARGIN if count >= evaluator.images else _SURE
+            found = opened.score(count)
+            sure = _MARGIN if count == evaluator.images else _SURE
             over = budget.overshoot(found, sure)
             if over > 0:
                 return Judged(plan, "over", found, overshoot=budget.overshoot(found, _MARGIN))
@@ -122,6 +126,6 @@ def judge(evaluator: Evaluator, plan: MergePlan, budget: Budget, to_beat: float)
             return gain.most < to_beat or gain.uncertainty < _PRECISE
 
         gain = opened.gain(decided)
-    except (UsageError, MemoryLimitError):
+    except SegformerppError:
         return Judged(plan, "refused")
     return Judged(plan, "slower" if gain.most < to_beat else "within", found, gain, over)

@@ -5,37 +5,35 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segformerpp.data.datasets import SegmentationDataset
 from segformerpp.data.files import find_images
 from segformerpp.data.images import read_image
-from segformerpp.errors import ImageError, UsageError
+from segformerpp.data.poses import Person, PoseDataset
+from segformerpp.errors import UsageError
 
 #: Every so many-th image is left out of the search, for checking.
 HELD_OUT = 3
-#: Decoded images that stay in memory.
-_KEPT = 64
 
-Read = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+Read = Callable[[int], tuple[np.ndarray, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Images, with masks or without.
+    """Images, and what is true of them, if that is known.
 
     Args:
         paths: the files.
-        read: gives an image (H, W, 3) uint8 and its mask (H, W) of training ids, or None.
-        masked: whether there are masks.
+        read: gives an image (H, W, 3) uint8, and its mask (H, W) of training ids, its people, or
+            None; an `ImageError` where that cannot be read.
     """
 
     paths: tuple[Path, ...]
     read: Read
-    masked: bool
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -44,24 +42,21 @@ class Images:
         """Those images, in that order."""
         order = tuple(indices)
         paths = tuple(self.paths[i] for i in order)
-        return Images(paths, lru_cache(_KEPT)(lambda i: self.read(order[i])), self.masked)
-
-    def usable(self, on_error: Callable[[ImageError], None]) -> Images:
-        """Those that can be read; `on_error` is called with what is wrong with the others."""
-        good = []
-        for index in range(len(self)):
-            try:
-                self.read(index)
-            except ImageError as error:
-                on_error(error)
-            else:
-                good.append(index)
-        return self.some(good)
+        return Images(paths, lambda i: self.read(order[i]))
 
 
 def of_dataset(dataset: SegmentationDataset) -> Images:
     """Images with masks."""
-    return Images(tuple(pair.image for pair in dataset.pairs), dataset.read, masked=True)
+    return Images(tuple(pair.image for pair in dataset.pairs), dataset.read)
+
+
+def of_people(dataset: PoseDataset) -> Images:
+    """Images with people: all of an image at once."""
+    people: dict[Path, list[Person]] = {}
+    for person in dataset.people:
+        people.setdefault(person.image, []).append(person)
+    paths = tuple(people)
+    return Images(paths, lambda i: (read_image(paths[i]), people[paths[i]]))
 
 
 def of_folder(folder: str) -> Images:
@@ -71,7 +66,7 @@ def of_folder(folder: str) -> Images:
         UsageError: if there are none.
     """
     paths = tuple(file.path for file in find_images([folder]))
-    return Images(paths, lambda i: (read_image(paths[i]), None), masked=False)
+    return Images(paths, lambda i: (read_image(paths[i]), None))
 
 
 def divide(images: Images, most: int) -> tuple[Images, Images]:
@@ -93,9 +88,14 @@ def divide(images: Images, most: int) -> tuple[Images, Images]:
         )
     held_out = list(range(HELD_OUT - 1, len(images), HELD_OUT))
     others = [i for i in range(len(images)) if i % HELD_OUT != HELD_OUT - 1]
-    searched = spread(others, most)
-    random.Random(0).shuffle(searched)
-    return images.some(searched), images.some(spread(held_out, most))
+    return sample(images.some(others), most), sample(images.some(held_out), most)
+
+
+def sample(images: Images, most: int) -> Images:
+    """At most so many, evenly spread over all, in an order in which the first few stand for all."""
+    chosen = spread(range(len(images)), most)
+    random.Random(0).shuffle(chosen)
+    return images.some(chosen)
 
 
 def spread(indices: Sequence[int], most: int) -> list[int]:

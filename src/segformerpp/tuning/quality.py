@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,16 +17,35 @@ _UNKNOWN = 100.0
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """What is judged of a task.
+
+    Attributes:
+        score: the name of the score, and its key in JSON.
+        things: what must stay as it is.
+    """
+
+    score: str
+    key: str
+    things: str
+
+
+LABELS = Words("mIoU", "miou", "labels")
+KEYPOINTS = Words("PCK@0.1", "pck_0.1", "keypoints")
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
     """A plan beside `none` on the same images.
 
     Attributes:
         images: how many.
-        agreement: pixels with the label that they have under `none`, in percent.
+        agreement: pixels with the label that they have under `none`, or keypoints where they are
+            under `none`, in percent.
         agreement_error: the standard error of that, over images.
-        drop: points of mIoU that are lost; None without masks.
+        drop: points of the score, mIoU or PCK@0.1, that are lost; None without masks.
         drop_error: its standard error (paired bootstrap over images); 0 without masks.
-        miou: of the plan, in percent; None without masks.
+        score: of the plan, in percent; None without masks.
     """
 
     images: int
@@ -34,7 +53,7 @@ class Quality:
     agreement_error: float
     drop: float | None = None
     drop_error: float = 0.0
-    miou: float | None = None
+    score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -45,13 +64,15 @@ def quality(
     agreements: Sequence[float],
     counts: Sequence[np.ndarray] = (),
     none_counts: Sequence[np.ndarray] = (),
+    score: Callable[[np.ndarray], float] = mean_iou,
 ) -> Quality:
     """Sum up what is known of each image.
 
     Args:
-        agreements: the share of equal labels of each image, 0 to 1.
-        counts: (K, K) of each image, true class by predicted class; empty without masks.
+        agreements: the share of each image, 0 to 1, that is as under `none`.
+        counts: of each image, such as (K, K), true class by predicted class; empty without masks.
         none_counts: the same under `none`.
+        score: of the sum of counts of many images, in percent.
     """
     percent = 100 * np.asarray(agreements)
     n = len(percent)
@@ -59,15 +80,15 @@ def quality(
     if not counts:
         return Quality(n, float(percent.mean()), error)
     one, other = np.stack(counts), np.stack(none_counts)
-    miou = mean_iou(one.sum(0))
+    total = score(one.sum(0))
     drops = []
     draw = np.random.default_rng(0)
     for _ in range(_RESAMPLES if n > 1 else 0):
         chosen = draw.integers(0, n, n)
-        drops.append(mean_iou(other[chosen].sum(0)) - mean_iou(one[chosen].sum(0)))
-    drop = mean_iou(other.sum(0)) - miou
+        drops.append(score(other[chosen].sum(0)) - score(one[chosen].sum(0)))
+    drop = score(other.sum(0)) - total
     drop_error = float(np.nanstd(drops)) if drops else _UNKNOWN
-    return Quality(n, float(percent.mean()), error, drop, drop_error, miou)
+    return Quality(n, float(percent.mean()), error, drop, drop_error, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +96,14 @@ class Budget:
     """What a plan may cost; one of the two, or both.
 
     Args:
-        max_drop: points of mIoU.
-        min_agreement: percent of labels that must stay what they are under `none`.
+        max_drop: points of the score.
+        min_agreement: percent of labels or keypoints that must stay what they are under `none`.
+        words: for people.
     """
 
     max_drop: float | None = None
     min_agreement: float | None = None
+    words: Words = LABELS
 
     def overshoot(self, found: Quality, errors: float) -> float:
         """By how much a plan is over the budget, in parts of it; 0 or less: within.
@@ -105,9 +128,9 @@ class Budget:
     def __str__(self) -> str:
         parts = []
         if self.max_drop is not None:
-            parts.append(f"at most {self.max_drop:g} points of mIoU lost")
+            parts.append(f"at most {self.max_drop:g} points of {self.words.score} lost")
         if self.min_agreement is not None:
-            parts.append(f"at least {self.min_agreement:g} % of the labels kept")
+            parts.append(f"at least {self.min_agreement:g} % of the {self.words.things} kept")
         return ", ".join(parts)
 
 

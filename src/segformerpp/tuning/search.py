@@ -17,7 +17,7 @@ from segformerpp.errors import UsageError
 from segformerpp.merging import PRESETS
 from segformerpp.tuning.assess import Evaluator, Judged, judge
 from segformerpp.tuning.quality import Budget
-from segformerpp.tuning.space import choices, neighbour, suggest
+from segformerpp.tuning.space import choices, neighbour, presets, suggest
 
 if TYPE_CHECKING:
     import optuna
@@ -54,12 +54,16 @@ def open_study(file: Path, settings: Mapping[str, Any]) -> optuna.Study:
     """
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     settings = json.loads(json.dumps(settings))  # as they come back
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        storage = JournalStorage(JournalFileBackend(str(file)))
+        if file.exists() and (first := file.read_text().partition("\n")[0]):
+            json.loads(first)["op_code"]  # optuna would write into a file of another kind
+        lock = JournalFileOpenLock(str(file))  # the usual one needs symbolic links
+        storage = JournalStorage(JournalFileBackend(str(file), lock))
         study = optuna.create_study(
             storage=storage, study_name=_NAME, direction="maximize", load_if_exists=True
         )
@@ -69,7 +73,7 @@ def open_study(file: Path, settings: Mapping[str, Any]) -> optuna.Study:
             n_startup_trials=len(PRESETS) + _RANDOM,
             multivariate=True,
         )
-    except (ValueError, KeyError, AssertionError, UnicodeDecodeError):
+    except (ValueError, LookupError, TypeError, AssertionError):
         raise UsageError(f"study: {file} is no study of merge plans") from None
     before = study.user_attrs.get(_SETTINGS)
     if before is None:
@@ -117,21 +121,22 @@ def search(
     from optuna.trial import TrialState
 
     known = {j.plan: j for j in judged(study)}
+    scales, first = evaluator.scales, presets(evaluator.scales)
     while trials is None or len(known) < trials:
-        if time.monotonic() > deadline and set(PRESETS.values()) <= known.keys():
+        if time.monotonic() > deadline and set(first) <= known.keys():
             break
         leader = best(list(known.values()))
-        wanted = next((preset for preset in PRESETS.values() if preset not in known), None)
+        wanted = next((preset for preset in first if preset not in known), None)
         if wanted is None and leader and len(study.trials) % 2:
-            wanted = neighbour(leader.plan, random.Random(len(study.trials)))
+            wanted = neighbour(leader.plan, random.Random(len(study.trials)), scales)
         if wanted is not None:
-            study.enqueue_trial(choices(wanted) or {})
+            study.enqueue_trial(choices(wanted, scales) or {})
         trial = study.ask()
-        plan = suggest(trial)
+        plan = suggest(trial, scales)
         new = plan not in known
         if new:
-            to_beat = leader.gain.value if leader and leader.gain else 0.0
-            known[plan] = judge(evaluator, plan, budget, to_beat)
+            to_beat = leader.value if leader else None
+            known[plan] = judge(evaluator, plan, budget, to_beat or 0)
         trial.set_user_attr(_JUDGED, known[plan].to_dict())
         value = known[plan].value
         study.tell(trial, value, TrialState.PRUNED if value is None else None)
@@ -147,12 +152,12 @@ def best(found: Sequence[Judged]) -> Judged | None:
 
 def leaders(found: Sequence[Judged], count: int) -> list[Judged]:
     """The fastest plans within the budget, the fastest first."""
-    within = [j for j in found if j.outcome == "within" and j.gain]
-    return sorted(within, key=lambda j: -(j.gain.value if j.gain else 0))[:count]
+    within = [j for j in found if j.outcome == "within"]
+    return sorted(within, key=lambda j: j.value or 0, reverse=True)[:count]
 
 
 def best_preset(found: Sequence[Judged]) -> Judged | None:
     """The fastest preset within the budget; one that was slower than another plan counts too."""
     presets = set(PRESETS.values())
-    fit = [j for j in found if j.plan in presets and j.outcome in ("within", "slower") and j.gain]
-    return max(fit, key=lambda j: j.gain.value if j.gain else 0, default=None)
+    fit = [j for j in found if j.plan in presets and j.outcome in ("within", "slower")]
+    return max(fit, key=lambda j: j.value or 0, default=None)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from segformerpp.merging import BipartiteMatching, Merge, MergePlan, Neighbour2d, StageMerge
+from segformerpp.merging import (
+    PRESETS,
+    BipartiteMatching,
+    Merge,
+    MergePlan,
+    Neighbour2d,
+    StageMerge,
+)
 from segformerpp.merging.plan import STAGES
 
 _CELLS = {"2x2": (2, 2), "4x2": (4, 2), "4x4": (4, 4)}  # sx, sy
 _MATCHED_CELLS = ("2x2", "4x4")
 _REUSE = (0, 2, 4, 40)  # the last: once for a whole stage
-_SCALES = (1.0, 0.75, 0.5)
 _LEAST_RATIO, _MOST_RATIO, _STEP = 0.3, 0.95, 0.05
 
 Choices = dict[str, Any]
@@ -28,8 +34,13 @@ class Asker(Protocol):
         """Choose a number."""
 
 
-def suggest(ask: Asker) -> MergePlan:
-    """Make a plan of what is chosen; what would do nothing is not asked for."""
+def suggest(ask: Asker, scales: Sequence[float]) -> MergePlan:
+    """Make a plan of what is chosen; what would do nothing is not asked for.
+
+    Args:
+        ask: chooses.
+        scales: of the image, that the plan may have.
+    """
     stages = []
     for number in range(1, STAGES + 1):
         q = _suggest_merge(ask, f"q{number}", proportional=False)
@@ -38,7 +49,7 @@ def suggest(ask: Asker) -> MergePlan:
         if any(isinstance(merge, BipartiteMatching) for merge in (q, kv)):
             reuse = ask.suggest_categorical(f"reuse{number}", _REUSE)
         stages.append(StageMerge(q, kv, reuse))
-    return MergePlan(tuple(stages), ask.suggest_categorical("input_scale", _SCALES))
+    return MergePlan(tuple(stages), ask.suggest_categorical("input_scale", tuple(scales)))
 
 
 def _suggest_merge(ask: Asker, name: str, *, proportional: bool) -> Merge | None:
@@ -53,7 +64,12 @@ def _suggest_merge(ask: Asker, name: str, *, proportional: bool) -> Merge | None
     return BipartiteMatching(round(ratio, 2), *_CELLS[cell], switch)
 
 
-def choices(plan: MergePlan) -> Choices | None:
+def presets(scales: Sequence[float]) -> list[MergePlan]:
+    """Those that `suggest` can make."""
+    return [plan for plan in PRESETS.values() if choices(plan, scales) is not None]
+
+
+def choices(plan: MergePlan, scales: Sequence[float]) -> Choices | None:
     """What `suggest` must be told to make a plan; None if it never makes it."""
     found: Choices = {"input_scale": plan.input_scale}
     for number, stage in enumerate(plan.stages, 1):
@@ -62,7 +78,7 @@ def choices(plan: MergePlan) -> Choices | None:
         if any(isinstance(merge, BipartiteMatching) for merge in (stage.q, stage.kv)):
             found[f"reuse{number}"] = stage.reuse
     try:
-        return found if suggest(_Told(found)) == plan else None
+        return found if suggest(_Told(found), scales) == plan else None
     except LookupError:  # such as another cell
         return None
 
@@ -80,23 +96,25 @@ def _merge_choices(name: str, merge: Merge | None, *, proportional: bool) -> Cho
     return found
 
 
-def neighbour(plan: MergePlan, draw: random.Random) -> MergePlan:
+def neighbour(plan: MergePlan, draw: random.Random, scales: Sequence[float]) -> MergePlan:
     """A plan that differs in what one stage's queries or keys are merged by, or in the scale.
 
     Args:
         plan: one of the space.
         draw: what is random about it.
+        scales: of the image, that plans may have.
 
     Raises:
         LookupError: if the space does not have the plan.
     """
-    told = choices(plan)
+    told = choices(plan, scales)
     if told is None:
         raise LookupError(plan.name)
     number = draw.randint(1, STAGES)
     slots = (f"q{number}.", f"kv{number}.", f"reuse{number}", "input_scale")
     slot = draw.choices(slots, weights=(4, 4, 1, 1))[0]
-    return suggest(_Varied({k: v for k, v in told.items() if not k.startswith(slot)}, draw))
+    kept = {k: v for k, v in told.items() if not k.startswith(slot)}
+    return suggest(_Varied(kept, draw), scales)
 
 
 class _Varied:
