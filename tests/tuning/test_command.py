@@ -6,8 +6,13 @@ import yaml
 
 from segformerpp import cli
 from segformerpp.benchmark import gains
+from segformerpp.checkpoints import save
+from segformerpp.errors import UsageError
 from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.models import Metadata
 from segformerpp.tuning import evaluator
+from tests.checkpoints.foreign import trained
+from tests.data.test_poses import make_people
 from tests.training.test_batches import make_camvid
 
 Captured = pytest.CaptureFixture[str]
@@ -32,7 +37,7 @@ def words(root: Path, out: Path, *more: str) -> list[str]:
 
 def test_from_images_to_a_plan_and_on(root: Path, tmp_path: Path, capsys: Captured) -> None:
     out, rows_file = tmp_path / "mine.yaml", tmp_path / "rows.json"
-    options = ["--max-drop", "100", "--json", str(rows_file)]
+    options = ["--max-drop", "100", "--json", str(rows_file), "--precision", "f32,bf16"]
     presets = str(len(PRESETS))
     assert cli.main(words(root, out, *options, "--trials", presets)) == 0
     printed = capsys.readouterr().out
@@ -42,6 +47,9 @@ def test_from_images_to_a_plan_and_on(root: Path, tmp_path: Path, capsys: Captur
     rows = json.loads(rows_file.read_text())
     assert {row["merge"] for row in rows if row["images_of"] == "search"} == set(PRESETS)
     assert {row["merge"] for row in rows if row["chosen"]} == {plan.name}
+    assert {row["precision"] for row in rows if row["images_of"] == "search"} == {"f32"}
+    assert {row["precision"] for row in rows if row["chosen"]} == {"f32", "bf16"}
+    assert "best in precision " in printed
     checked = [row for row in rows if row["images_of"] == "check"]
     assert checked[0]["merge"] == plan.name
     assert (checked[0]["images"], checked[0]["runtime"], checked[0]["plans"]) == (2, "torch", 7)
@@ -61,6 +69,44 @@ def test_from_images_to_a_plan_and_on(root: Path, tmp_path: Path, capsys: Captur
     # Another budget is another study.
     assert cli.main(words(root, out, "--max-drop", "3")) == 2
     assert "mine.study is of other settings: budget was 'at most 100" in capsys.readouterr().err
+
+
+def test_people(tmp_path: Path, capsys: Captured) -> None:
+    model, root = tmp_path / "hands.safetensors", make_people(tmp_path / "people", "val", 6)
+    network = trained(num_outputs=2)
+    names = ("left_hand", "right_hand")
+    network.metadata = Metadata(task="pose", labels=names, image_size=(64, 48))
+    save(network, model)
+    out, rows_file = tmp_path / "new" / "mine.yaml", tmp_path / "rows.json"
+    command = ["tune", "--data", "coco", "--root", str(root), "--model", str(model)]
+    command += ["--runtime", "torch", "--device", "cpu", "--json", str(rows_file)]
+    command += ["--max-drop", "100", "--trials", str(len(PRESETS)), "--out", str(out)]
+    assert cli.main(command) == 0
+    assert "points of PCK@0.1 lost" in capsys.readouterr().out
+    assert "keypoints kept" in out.with_suffix(".md").read_text()
+    checked = [row for row in json.loads(rows_file.read_text()) if row["images_of"] == "check"]
+    assert (checked[0]["task"], checked[0]["images"]) == ("pose", 2)
+    assert 0 <= checked[0]["pck_0.1"] <= 100
+    # What shrinks the image is not for people, so one plan besides the presets was tried.
+    plans = {row["merge"] for row in json.loads(rows_file.read_text())}
+    assert "downsample" not in plans
+    assert len(plans) == len(PRESETS)
+    assert cli.main([*command, "--classes", "a.yaml"]) == 2
+    assert "classes: of images with masks" in capsys.readouterr().err
+
+
+def test_a_check_that_fails_loses_nothing(
+    root: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UsageError("root: nothing in the masks counts")
+
+    monkeypatch.setattr(evaluator.PlanEvaluator, "measure", fail)
+    out = tmp_path / "mine.yaml"
+    assert cli.main(words(root, out, "--max-drop", "100", "--trials", "2")) == 1
+    assert "failed: not checked on held-out images: root: nothing" in capsys.readouterr().err
+    assert MergePlan.parse(str(out))
+    assert "Not checked on held-out images" in out.with_suffix(".md").read_text()
 
 
 def test_images_without_masks_and_interrupted(
@@ -106,7 +152,7 @@ def test_images_without_masks_and_interrupted(
         (["--trials", "0"], "trials: a whole number from 1"),
         (["--out", "plan.txt"], "out: a file ending in .yaml, not 'plan.txt'"),
         (["--precision", "int8", "--runtime", "openvino"], "precision: int8 is tried when"),
-        (["--precision", "f32,int8"], "int8"),
+        (["--precision", "f32,int8"], "precision: int8 is for the runtime openvino, not for torch"),
         (["--model", "lsp-b0"], "model: one for pose, and the dataset has masks"),
         (["--images", "0"], "images: a whole number from 1"),
     ],

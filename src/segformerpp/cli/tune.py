@@ -130,6 +130,8 @@ def tune(
         raise UsageError("precision: int8 is tried when a plan has been found: auto,int8")
     for kind in (first, *others):
         runtimes.check(runtime, kind, device, threads)
+    if "int8" in others and runtime not in ("auto", "openvino"):
+        raise UsageError(f"precision: int8 is for the runtime openvino, not for {runtime}")
     whole_number("images", images, 1)
     if trials is not None:
         whole_number("trials", trials, 1)
