@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit drawings clean
+.PHONY: demo test lint types unit slow drawings clean
 
 demo: .venv/installed
 	$(BIN)/python examples/compare_plans.py samples/highway.png --merge none hq --out demo
@@ -20,6 +20,10 @@ types: .venv/installed-dev
 
 unit: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# What takes minutes: the notebook, long videos in a browser, larger sizes.
+slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
 
 drawings: .venv/installed
 	$(BIN)/python docs/make_drawings.py

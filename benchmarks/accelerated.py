@@ -140,7 +140,9 @@ def main() -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         before = json.loads(args.json.read_text()) if args.json.exists() else []
-        args.json.write_text(json.dumps(before + found, indent=1) + "\n")
+        now = {(row["model"], row["size"], row["precision"]) for row in found}
+        kept = [r for r in before if (r["model"], r["size"], r["precision"]) not in now]
+        args.json.write_text(json.dumps(kept + found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,19 +21,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from segformerpp import cli
 from segformerpp.benchmark.cost import cost
 from segformerpp.benchmark.run import machine
 from segformerpp.data.datasets import open_dataset
+from segformerpp.data.outputs import write_rows
 from segformerpp.data.poses import open_poses
 from segformerpp.errors import ImageError
+from segformerpp.evaluation.pose import PoseEvaluation
 from segformerpp.evaluation.segmentation import SegmentationEvaluation
 from segformerpp.evaluation.side_by_side import evaluate
 from segformerpp.evaluation.views import Views
 from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.metrics.pose import correct, pck
 from segformerpp.models.config import SegformerConfig
 from segformerpp.predictor import Predictor
 from segformerpp.terminal import Progress
@@ -68,6 +67,11 @@ PLANS: dict[str, str] = {
 }
 
 
+def fail(problem: ImageError) -> None:
+    """End where an image cannot be read."""
+    raise SystemExit(str(problem))
+
+
 def accuracy(
     root: str, every: int, threads: int | None, plans: Sequence[str]
 ) -> Iterator[tuple[str, Row]]:
@@ -75,10 +79,6 @@ def accuracy(
     whole = open_dataset("camvid", root, "test")
     data = replace(whole, pairs=whole.pairs[::every])
     evaluation = SegmentationEvaluation(data, Views())
-
-    def fail(problem: ImageError) -> None:
-        raise SystemExit(str(problem))
-
     for few in _groups(plans, "none", TOGETHER):
         predictors = [_predictor("camvid-b0", plan, threads) for plan in ("none", *few)]
         scores = [evaluation.score() for _ in predictors]
@@ -95,25 +95,20 @@ def poses(
 ) -> Iterator[tuple[str, Row]]:
     """PCK@0.1 of each plan, on one person of so many of the validation split."""
     data = open_poses(root, "val")
-    people = range(0, len(data), every)
+    evaluation = PoseEvaluation(replace(data, people=data.people[::every]))
     whole: float | None = None
     for few in _groups(plans, "none", TOGETHER):
         # Poses are not for plans that shrink the image.
         kept = [p for p in ("none", *few) if MergePlan.parse(p).input_scale == 1]
         predictors = [_predictor("lsp-b0", plan, threads) for plan in kept]
-        found: list[list[np.ndarray]] = [[] for _ in kept]
-        with Progress(len(people), ", ".join(kept)) as progress:
-            for index in people:
-                image, person = data.read(index)
-                for predict, right in zip(predictors, found, strict=True):
-                    points = predict(image, boxes=[person.box.tolist()]).keypoints[0]
-                    right.append(correct(points, person.keypoints, person.box, 0.1))
-                progress.advance()
-        shares = [pck(np.array(right))[0] for right in found]
+        scores = [evaluation.score() for _ in kept]
+        with Progress(len(evaluation), ", ".join(kept)) as progress:
+            evaluate(predictors, evaluation, scores, fail, progress.advance)
+        shares = [score.row(scores[0])["pck_0.1"] for score in scores]
         whole = shares[0] if whole is None else whole
         for plan, share in zip(kept, shares, strict=True):
-            values = {"pck_0.1": round(share, 2), "pck_lost": round(whole - share, 2)}
-            yield plan, {**values, "people": len(people)}
+            values = {"pck_0.1": share, "pck_lost": round(whole - share, 2)}
+            yield plan, {**values, "people": len(evaluation)}
 
 
 def _predictor(model: str, plan: str, threads: int | None) -> Predictor:
@@ -212,10 +207,12 @@ def main() -> None:
 
     def keep(found: Iterator[tuple[str, Row]]) -> None:
         for plan, values in found:
-            rows[plan] |= values | machine()
-            args.json.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+            rows[plan] |= values
+            write_rows(args.json, list(rows.values()))
 
     wanted = args.plans.split(";") if args.plans else list(plans.values())
+    if unknown := set(wanted) - set(plans.values()):
+        parser.error(f"--plans: {unknown.pop()!r} is none of {'; '.join(plans.values())}")
     some = [plan for plan, name in plans.items() if name in wanted]
     keep((plan, arithmetic(plan)) for plan in plans)
     if args.only != "latency":
@@ -224,7 +221,10 @@ def main() -> None:
         if args.poses:
             keep(poses(args.poses, args.every, args.threads, some))
     if args.only != "accuracy":
-        keep(latency(args.rounds, args.precision, some))
+        keep(
+            (plan, values | machine())
+            for plan, values in latency(args.rounds, args.precision, some)
+        )
     draw(list(rows.values()), args.plot)
 
 

@@ -169,8 +169,15 @@ def test_predictor(random_model: Segformer, monkeypatch: pytest.MonkeyPatch) -> 
     image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     predict = Predictor(random_model, merge="auto", runtime="torch", device="cpu")
     assert predict.facts["merge"] == "auto"
-    found = predict(image).label_map
-    assert predict.facts["merge"] == "auto: balanced"
+    result = predict(image)
+    found = result.label_map
+    assert predict.facts["merge"] == result.row()["merge"] == "auto: balanced"
+    # Each image says its own, whatever was seen before.
+    race_with(monkeypatch, steady(1.0))
+    other = predict(np.tile(image, (4, 4, 1)))
+    assert (other.row()["merge"], result.row()["merge"]) == ("auto: none", "auto: balanced")
+    assert predict.facts["merge"] == "auto: balanced, none"
+    predict(image)
     assert predict.merge_plan == PRESETS["balanced"]
     expected = Predictor(random_model, merge="balanced", runtime="torch", device="cpu")(image)
     np.testing.assert_array_equal(found, expected.label_map)

@@ -36,6 +36,8 @@ LEAST_AGREEMENT = 98.0
 #: How many times as fast as `none` a preset must be to be worth it.
 LEAST_GAIN = 1.02
 _MOST_ROUNDS, _MOST_SECONDS = 15, 20.0  # for each preset
+#: Others wait so long for a process that measures the same: they would disturb it.
+_PATIENCE_SECONDS = 1800.0
 #: Smaller images are too quick for merging to matter.
 _LEAST_SIDE = 128
 #: Larger images count as such squares: what merging gains grows with the size.
@@ -53,7 +55,7 @@ class Choice:
         side: of the squares that it was measured on, in pixels; 0 where nothing was measured.
         gains: how many times as fast as `none` each preset was, as text.
         date: when that was measured.
-        certain: whether the machine was quiet enough to tell.
+        certain: whether the machine was quiet enough to tell, and had the memory.
     """
 
     name: str
@@ -67,8 +69,8 @@ class Choice:
             return f"{self.name}: images below {_LEAST_SIDE} x {_LEAST_SIDE} gain nothing"
         of = f"images of about {self.side} x {self.side}, measured {self.date}"
         gains = ", ".join(f"{name} {gain}" for name, gain in self.gains.items())
-        known = f"times as fast as none: {gains}" if gains else "for want of memory"
-        note = "" if self.certain else "; too noisy to tell, so it is measured again next time"
+        known = f"times as fast as none: {gains}" if gains else "nothing else fits into the memory"
+        note = "" if self.certain else "; not certain, so it is measured again next time"
         return f"{self.name} for {of} ({known}{note})"
 
 
@@ -152,11 +154,13 @@ class AutoRuntime:
 
     def _known(self, side: int) -> Choice:
         try:
-            return cache.fetch("plan", self._key(side), partial(self._kept, side), _parse)
+            make = partial(self._kept, side)
+            return cache.fetch("plan", self._key(side), make, _parse, patience=_PATIENCE_SECONDS)
         except _UncertainError as error:
             return error.choice
 
     def _kept(self, side: int) -> bytes:
+        logger.info("merge auto: timing the presets on %d x %d pixels, once", side, side)
         choice = self._measure(side)
         if not choice.certain:
             raise _UncertainError(choice)
@@ -219,8 +223,9 @@ def pick(gains: Mapping[str, Gain]) -> str:
 def measured_side(size: Size, bytes_each: float) -> int:
     """The side of the square that stands for images (H, W); 0 where they are too small to matter.
 
-    Sides are 256, 352, 512, 736, 1024 and so on, so that of two images that share one the larger
-    has about twice the pixels at most. The largest is 2048, or what two gigabytes are enough for.
+    Sides are 128, 192, 256, 352, 512, 736, 1024 and so on, so that of two images that share one the
+    larger has about twice the pixels at most. The largest is 2048, or what two gigabytes are enough
+    for.
 
     Args:
         size: (H, W).

@@ -538,7 +538,14 @@ class Predictor:
             probabilities=softmax,
             network_seconds=seconds,
             classes=self._classes,
+            merge=self._auto.choose(self._seen(prepared)) if self._auto else "",
         )
+
+    def _seen(self, prepared: Prepared) -> Size:
+        """(H, W) that the network sees of an image, at once."""
+        if prepared.input is None and self._tiling:
+            return self._tiling.tile
+        return prepared.size
 
 
 def _check_pixels(size: Size, least: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from segformerpp.benchmark.timing import Interrupted, Timing, interleave
 from segformerpp.benchmark.worker import Worker
 from segformerpp.errors import UsageError
+from segformerpp.merging.plan import is_auto
 
 _PACKAGES = ("segformerpp", "torch", "openvino", "onnxruntime", "nncf", "transformers")
 
@@ -123,7 +124,7 @@ def measure(
 def _worker(setting: Setting, combination: Combination) -> Worker:
     target = "segformerpp.benchmark.candidates:network"
     arguments = {**asdict(setting), **asdict(combination)}
-    if not combination.runtime.startswith("torch"):
+    if not combination.runtime.startswith("torch") or is_auto(combination.merge):
         Worker(target, arguments, warm_up=1).close()  # fills the cache
     return Worker(target, arguments)
 

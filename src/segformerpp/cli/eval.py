@@ -188,7 +188,9 @@ def eval(
             evaluate(predictors, evaluation, table, fail, progress.advance)
         except KeyboardInterrupt:
             interrupted = True
-    about: dict[str, Any] = {"data": data, "split": split, "size": size or "own"}
+    trained = predictors[0].metadata.image_size if predictors[0].metadata.task == "pose" else None
+    own = f"{trained[0]}x{trained[1]}" if trained else "own"
+    about: dict[str, Any] = {"data": data, "split": split, "size": size or own}
     about |= {"scales": list(views.scales), "flip": flip}
     rows = [
         {**predictor.facts, **about, **score.row(table[0]), **machine()}

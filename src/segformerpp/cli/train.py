@@ -57,11 +57,13 @@ def train(
         json: file for what came out
         quiet: say nothing but what went wrong
     """
+    from segformerpp.data.files import expand_user
     from segformerpp.data.outputs import check_writable_file, write_rows
 
     # Of the processes that torchrun, or Lightning for --devices, starts.
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
     quiet = quiet or not first
+    settings = replace(settings, out=str(expand_user(settings.out)))
     if json:
         check_writable_file("json", json)
     splits = [settings.split, settings.val_split] if settings.val_split else [settings.split]

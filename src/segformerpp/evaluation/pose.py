@@ -182,8 +182,8 @@ class PoseEvaluation(Evaluation[PoseSample, PoseResult]):
     def picture(self, predictor: Predictor, index: int, quality: float) -> Image.Image:
         """Image, labelled and found keypoints, and errors."""
         sample = self.read(index)
+        result, _ = self.predict(predictor, sample)
         name, plan = self.file(index).stem, predictor.merge_plan.name
         title = f"{name}: keypoints off by {-quality:.0%} of the box on average, merge {plan}"
-        result, _ = self.predict(predictor, sample)
         keypoints = np.stack([person.keypoints for person in sample.people])
         return worst_poses(result, keypoints, THRESHOLDS["pck_0.1"], title)

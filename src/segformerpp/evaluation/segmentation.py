@@ -115,7 +115,7 @@ class SegmentationEvaluation(Evaluation[Sample, np.ndarray]):
     def picture(self, predictor: Predictor, index: int, quality: float) -> Image.Image:
         """Image, mask, prediction and errors."""
         image, mask = self.read(index)
+        label_map = segment(predictor, image, self.views)[0]
         name, plan = self.file(index).stem, predictor.merge_plan.name
         title = f"{name}: IoU of its classes {quality:.1f} %, merge {plan}"
-        label_map = segment(predictor, image, self.views)[0]
         return worst_case(image, mask, label_map, self.dataset.classes, title)

@@ -1,1 +1,1 @@
-"""Token merging in other people's models."""
+"""Other people's models: transformers', made to merge tokens, and its detectors of people."""

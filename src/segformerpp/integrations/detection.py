@@ -51,7 +51,7 @@ class PersonDetector:
                 source, local_files_only=offline
             )
             model = AutoModelForObjectDetection.from_pretrained(source, local_files_only=offline)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # transformers, and what reads the weights, raise what they like
             reason = " ".join(str(error).split())
             raise UsageError(f"detector: {source} cannot be loaded: {reason[:300]}") from None
         labels = {int(i): str(label) for i, label in model.config.id2label.items()}
@@ -59,8 +59,9 @@ class PersonDetector:
         if not self._people:
             some = ", ".join(list(labels.values())[:5])
             raise UsageError(f"detector: {source} finds no {_PERSON}, but {some} and the like")
-        wanted = device in ("auto", "cuda") and torch.cuda.is_available()
-        self._device = torch.device("cuda" if wanted else "cpu")
+        wanted = device == "auto" or device.startswith("cuda")
+        cuda = "cuda" if device == "auto" else device
+        self._device = torch.device(cuda if wanted and torch.cuda.is_available() else "cpu")
         self._model: Any = model.eval().to(self._device)
         self._threshold, self._lock = threshold, threading.Lock()
 

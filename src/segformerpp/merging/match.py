@@ -98,8 +98,7 @@ class _Groups:
         return x.flatten(0, 1).index_select(0, self._flat()).view(b, n, x.shape[2])
 
     def log_sizes(self, x: Tensor) -> Tensor:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        sizes = self._sizes(x.new_zeros((), dtype=wide))
+        sizes = self._sizes(x.new_zeros((), dtype=_wide(x)))
         return sizes.log().to(x.dtype).view(-1, self.count)
 
     def numbers(self, x: Tensor) -> Tensor:
@@ -178,7 +177,7 @@ class _Pool1d:
         n = self.grid[0] * self.grid[1]
         if n % self.s == 0:
             return None
-        return constant(_log_inside, x.device, 1, n, 1, self.s).to(x.dtype)
+        return _log(constant(_inside, x.device, 1, n, 1, self.s), x)
 
     def numbers(self, x: Tensor) -> Tensor:
         return constant(_cells, x.device, 1, self.grid[0] * self.grid[1], 1, self.s)
@@ -201,16 +200,24 @@ class _Pool2d:
     def log_sizes(self, x: Tensor) -> Tensor | None:
         if self.grid[0] % self.sy == self.grid[1] % self.sx == 0:
             return None
-        return constant(_log_inside, x.device, *self.grid, self.sy, self.sx).to(x.dtype)
+        return _log(constant(_inside, x.device, *self.grid, self.sy, self.sx), x)
 
     def numbers(self, x: Tensor) -> Tensor:
         return constant(_cells, x.device, *self.grid, self.sy, self.sx)
 
 
-def _log_inside(h: int, w: int, sy: int, sx: int) -> np.ndarray:
-    """Logarithms of how many tokens each cell has, (1, M): those at the edge have fewer."""
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _log(counts: Tensor, x: Tensor) -> Tensor:
+    return counts.to(_wide(x)).log().to(x.dtype)
+
+
+def _inside(h: int, w: int, sy: int, sx: int) -> np.ndarray:
+    """How many tokens each cell has, (1, M): those at the edge have fewer."""
     rows, columns = (np.minimum(n - np.arange(0, n, s), s) for n, s in ((h, sy), (w, sx)))
-    return np.log(rows[:, None] * columns).reshape(1, -1)
+    return (rows[:, None] * columns).reshape(1, -1)
 
 
 def _cells(h: int, w: int, sy: int, sx: int) -> np.ndarray:

@@ -66,6 +66,7 @@ class SegmentationResult:
         probabilities: (K, H, W) float16 if they were asked for; of chosen classes, their planes.
         network_seconds: how long the network took for this image; in a batch, its share.
         classes: the ids of the classes that were chosen, in rising order; None for all.
+        merge: the preset that was taken for this image under ``merge="auto"``; else empty.
     """
 
     label_map: np.ndarray
@@ -76,6 +77,7 @@ class SegmentationResult:
     probabilities: np.ndarray | None = None
     network_seconds: float = 0.0
     classes: tuple[int, ...] | None = None
+    merge: str = ""
 
     def __repr__(self) -> str:
         height, width = self.label_map.shape
@@ -95,11 +97,15 @@ class SegmentationResult:
         return counts / self.label_map.size
 
     def row(self) -> dict[str, Any]:
-        """What a JSON row says of it: how long the network took, the shares of classes present."""
+        """What a JSON row says of it: how long the network took, the shares of classes present.
+
+        And ``merge`` under ``merge="auto"``.
+        """
         shares: Counter[str] = Counter()  # adds up classes of the same name
         for label, share in zip(self.labels, self.shares, strict=True):
             shares[label] += share
         return {
+            **({"merge": f"auto: {self.merge}"} if self.merge else {}),
             "network_ms": round(1000 * self.network_seconds, 3),
             "shares": {k: round(float(share), 6) for k, share in shares.items() if share},
         }
