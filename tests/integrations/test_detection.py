@@ -86,6 +86,10 @@ def test_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         PersonDetector(tmp_path / "gone", offline=True)
     with pytest.raises(UsageError, match=r"finds no person, but tree, house and the like"):
         PersonDetector(write_detector(tmp_path, ["tree", "house"], 0))
+    damaged = write_detector(tmp_path / "damaged", ["person"], 0)
+    (damaged / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UsageError, match=r"damaged cannot be loaded: "):
+        PersonDetector(damaged)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UsageError, match=r"pip install 'segformerpp\[hf\]'"):
         PersonDetector(folder)

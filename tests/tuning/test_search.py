@@ -25,7 +25,7 @@ class Fake:
 
     def __init__(self, images: int = 20, error: float = 0.0) -> None:
         self.images, self.error = images, error
-        self.scales = Labels.scales
+        self.scales: tuple[float, ...] = Labels.scales
         self.opened: list[MergePlan] = []
         self.scored: dict[MergePlan, int] = {}
         self.kept, self.speed = dict[MergePlan, float](), dict[MergePlan, float]()

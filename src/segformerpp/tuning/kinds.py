@@ -12,7 +12,6 @@ from segformerpp.evaluation.pose import SAME, THRESHOLDS
 from segformerpp.metrics.pose import correct
 from segformerpp.metrics.segmentation import confusion, mean_iou
 from segformerpp.predictor import Predictor
-from segformerpp.tuning.quality import KEYPOINTS, LABELS, Words
 
 _PCK = "pck_0.1"
 
@@ -21,11 +20,9 @@ class Kind(Protocol):
     """A task, and how good something found in an image is.
 
     Attributes:
-        words: for people.
         scales: of the image, that plans may have.
     """
 
-    words: Words
     scales: tuple[float, ...]
 
     def form(self, image: np.ndarray) -> tuple[int, int]:
@@ -55,8 +52,7 @@ class Labels:
         size: (H, W) for the network; None for the image's own.
     """
 
-    words = LABELS
-    scales = (1.0, 0.75, 0.5)
+    scales: tuple[float, ...] = (1.0, 0.75, 0.5)
 
     def __init__(self, classes: int, size: tuple[int, int] | None) -> None:
         self._classes, self._size = classes, size
@@ -93,8 +89,7 @@ class Keypoints:
         size: (H, W) that people are looked at.
     """
 
-    words = KEYPOINTS
-    scales = (1.0,)
+    scales: tuple[float, ...] = (1.0,)
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
