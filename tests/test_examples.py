@@ -151,4 +151,5 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         next(text for text in map(printed, some) if text.startswith("plan "))
         for some in (cells(), found)
     )
-    assert after == before
+    # Not the share of equal labels beside them: that is a matter of the processor.
+    assert [line[:26] for line in after.splitlines()] == [line[:26] for line in before.splitlines()]
