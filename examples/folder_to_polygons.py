@@ -47,4 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except sfpp.SegformerppError as error:
+        raise SystemExit(f"error: {error}") from None

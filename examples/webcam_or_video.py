@@ -8,14 +8,11 @@ python examples/webcam_or_video.py drive.mp4 --look-for Bicyclist --stride 5
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from contextlib import closing
 
-import numpy as np
-
 import segformerpp as sfpp
-from segformerpp.data.streams import LiveReader
-from segformerpp.data.video import VideoReader
+from segformerpp.data.video_sources import split_sources
+from segformerpp.videos_folder import Selection, open_reader
 
 
 def main() -> None:
@@ -29,33 +26,26 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1, help="take every so many-th frame")
     args = parser.parse_args()
 
-    live = args.source.isdecimal() or "://" in args.source
-    reader: LiveReader | VideoReader
-    if live:
-        source = int(args.source) if args.source.isdecimal() else args.source
-        reader = LiveReader(source, stride=args.stride)
-    else:
-        reader = VideoReader(args.source, stride=args.stride)
-    times: list[float] = []
-
-    def images() -> Iterator[np.ndarray]:
-        for frame in reader:  # a live one gives the newest frame, and drops what it is too late for
-            times.append(float(frame.time))
-            yield frame.image
-
+    left, videos = split_sources([args.source], lambda _: [])
+    if left or len(videos) != 1:
+        raise sfpp.UsageError(f"{args.source}: not a video, an address or the number of a camera")
     predict = sfpp.Predictor(args.model, merge=args.merge, classes=args.look_for)
-    seen = 0
-    with closing(reader):
-        for number, result in enumerate(predict.stream(images())):
-            share = float(result.shares.sum())
+    seen = count = 0
+    with closing(open_reader(videos[0], Selection(stride=args.stride))) as reader:
+        # A live one gives the newest frame; `predict.stream` would read ahead, and be late.
+        for frame in reader:
+            count += 1
+            share = float(predict(frame.image).shares.sum())
             if share > args.above:
                 seen += 1
-                print(f"{times[number]:8.2f} s: {share:.1%} {args.look_for}", flush=True)
-    print(f"{args.look_for} in {seen} of {len(times)} frames")
+                print(f"{float(frame.time):8.2f} s: {share:.1%} {args.look_for}", flush=True)
+    print(f"{args.look_for} in {seen} of {count} frames")
 
 
 if __name__ == "__main__":
     try:
         main()
+    except sfpp.SegformerppError as error:
+        raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         print("stopped")

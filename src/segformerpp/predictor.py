@@ -157,7 +157,7 @@ class Predictor:
             tiles=not _without_tiles(tile),
         )
         scale = self._plan.input_scale
-        self._least = math.ceil(network.config.min_image_size / scale)
+        self._least = network.config.min_image_size_at(scale)
         if self._size:
             _check_pixels(self._size, self._least)
         images = None

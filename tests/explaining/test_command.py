@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from segformerpp import cli
+from segformerpp.tasks import segmentation
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_people(street, capsys):
         (["--stages", "0"], "error: stages: numbers from 1 up"),
         (["--blocks", "1,x"], "error: blocks: numbers from 1 up"),
         (["--box", "1,2,3"], "error: box: "),
-        (["--box", "a,b"], "error: box: x,y,width,height"),
+        (["--box", "a,b"], "error: box: numbers with commas between"),
         (["--out", "figure.gif"], "error: out: a file ending in"),
         (["--out", "street.png"], "error: out: street.png is the image itself"),
         (["--size", "64"], "error: size: height x width"),
@@ -68,6 +69,17 @@ def test_unreadable_image(street, capsys):
     assert cli.main(["explain", "text.png"]) == 1
     assert capsys.readouterr().err == "failed: text.png: not an image of a known format\n"
     assert not (street / "text_explained.png").exists()
+
+
+def test_image_that_does_not_fit_into_the_memory(street, capsys, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(segmentation, "normalise", fail)
+    assert cli.main(["explain", "street.png"]) == 1
+    said = "failed: street.png: too large for the memory; choose a smaller size\n"
+    assert capsys.readouterr().err == said
+    assert not (street / "street_explained.png").exists()
 
 
 def test_without_matplotlib(street, capsys, monkeypatch):

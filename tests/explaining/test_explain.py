@@ -1,12 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from segformerpp.benchmark.cost import cost
-from segformerpp.errors import ImageError, UsageError
+from segformerpp.data.skeletons import skeleton
+from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.explaining import explain, run
+from segformerpp.explaining.figure import draw
 from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.models import Segformer, SegformerConfig
+from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.predictor import Predictor
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
@@ -54,7 +60,8 @@ def test_rows(pixels):
     for row in third:
         assert (row["tokens"], row["merged"], row["groups"]) == (60, 48, 12)
         assert row["destinations"] == 2
-        assert row["largest_group"] <= 49
+    for row, grouping in zip(rows[5:], found.groupings, strict=True):
+        assert row["largest_group"] == np.bincount(grouping.group.ravel()).max()
 
 
 def test_plans_that_only_shrink_have_no_groups(pixels):
@@ -111,6 +118,19 @@ def test_people():
     assert found.size == (128, 128)
 
 
+@pytest.mark.parametrize(("outputs", "known"), [(17, "coco"), (20, "jbd")])
+def test_people_without_metadata(pixels, outputs, known):
+    """As the Predictor: names, lines and size are those of the dataset."""
+    metadata = Metadata(task="pose", sigma=3.0)
+    model = Segformer(SegformerConfig.of_size("b0", num_outputs=outputs), metadata)
+    found = explain(pixels, model, "2x2", stages=[4])
+    assert isinstance(found.merged, PoseResult)
+    assert found.merged.labels == skeleton(known).names
+    assert found.merged.skeleton == skeleton(known).links
+    assert found.merged.palette == skeleton(known).palette
+    assert found.size == skeleton(known).size
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -119,6 +139,8 @@ def test_people():
         ({"stages": [1]}, "stages: the plan merges nothing in stage 1, it does in 3, 4"),
         ({"blocks": [3]}, "blocks: stage 3 has 2 blocks, and no block 3"),
         ({"blocks": "middle"}, "blocks: first, last, all"),
+        ({"stages": []}, "stages: one or more numbers"),
+        ({"blocks": []}, "blocks: one or more numbers"),
         ({"merge": "downsample", "stages": [1]}, "stages: the plan merges nothing in stage 1"),
         ({"box": (0, 0, 9, 9)}, "box: for models of poses"),
         ({"model": "lsp-b0", "merge": "downsample"}, "merge: plans that shrink"),
@@ -143,6 +165,70 @@ def test_more_than_a_figure_has_room_for(pixels):
 def test_unreadable_image(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         explain(tmp_path / "missing.png", merge="hq")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), MemoryLimitError("1 x 96 x 160 pixels do not fit")]
+)
+def test_image_that_does_not_fit_into_the_memory(pixels, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(run.segmentation, "normalise", fail)
+    with pytest.raises(ImageError, match=r"^image: too large for the memory; choose a"):
+        explain(pixels, merge="hq")
+
+
+@pytest.mark.parametrize(
+    ("ending", "start"),
+    [("png", b"\x89PNG"), ("jpg", b"\xff\xd8\xff"), ("svg", b"<?xml"), ("pdf", b"%PDF")],
+)
+def test_formats(pixels, tmp_path, ending, start):
+    path = explain(pixels, merge="2x2", stages=[4]).save(tmp_path / f"figure.{ending}")
+    assert path.read_bytes().startswith(start)
+
+
+def drawn(explanation):
+    return [text.get_text() for text in draw(explanation).findobj(Text)]
+
+
+def test_figure_says_what_it_shows(pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "street.png")
+    found = explain(tmp_path / "street.png", merge="hq", stages=[3])
+    texts = set(drawn(found))
+    model = "model camvid-b0, segmentation, 96 x 160 pixels"
+    assert "What hq merges in street.png" in texts
+    assert f"{model}\nplan hq = {PRESETS['hq']}" in texts
+    assert "Stage 3, block 2, queries: 60 tokens become 12 (80 % fewer)" in texts
+    assert {"GMACs", "cosine similarity"} < texts
+    texts = set(drawn(explain(pixels, "lsp-b0", "2x2", stages=[3])))
+    assert "pixels moved (grey: confidence < 0.2)" in texts
+
+
+def test_names_with_dollar_signs(pixels, tmp_path):
+    """matplotlib takes what is between two of them for a formula, unless told otherwise."""
+    name = "a$b_{$.png"
+    Image.fromarray(pixels).save(tmp_path / name)
+    labels = (name, *map(str, range(1, 7)))
+    model = Segformer(SegformerConfig.of_size("b0", num_outputs=7), Metadata(labels=labels))
+    found = replace(explain(tmp_path / name, model, "2x2", stages=[4]), model=name)
+    assert found.plot().width > 1000
+
+
+@pytest.mark.parametrize(("height", "white"), [(96, False), (108, True)])
+def test_white_is_where_no_token_is(height, white):
+    """As the legend says, in the picture of groups and in that of similarities."""
+    image = np.random.default_rng(2).integers(0, 200, (height, 160, 3), np.uint8)
+    found = explain(image, merge="kv3:mode=n2d,sx=2,sy=2")  # one key for 32 x 32 pixels
+    figure = draw(found)
+    assert ("white: too narrow for a token" in drawn(found)) == white
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())
+    for start in ("groups", "token similarity"):
+        axis = next(a for a in figure.axes if a.get_title(loc="left").startswith(start))
+        x, y = axis.transData.transform((80, height - 4))
+        assert (picture[int(len(picture) - y), int(x)] == 255).all() == white
 
 
 def test_figure_is_drawn_in_proportion(pixels):

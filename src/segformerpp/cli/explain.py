@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segformerpp.arguments import parse_size
-from segformerpp.cli.options import SOME_FAILED, SUCCESS, parse_items, say
+from segformerpp.cli.options import SOME_FAILED, SUCCESS, parse_items, parse_numbers, say
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.terminal import Progress, complain, print_table
 
@@ -87,7 +87,7 @@ def explain(
             check_writable_file(key, wanted)
     chosen = None if stages is None else _numbers("stages", stages)
     places = blocks if blocks in ("first", "last", "all") else _numbers("blocks", blocks)
-    person = None if box is None else _box(box)
+    person = None if box is None else parse_numbers("box", box)
     network_size = None if size is None else parse_size("size", size)
 
     from segformerpp.explaining import explain as look
@@ -147,10 +147,3 @@ def _numbers(key: str, text: str) -> list[int]:
         if not re.fullmatch(r"[1-9]\d*", word):
             raise UsageError(f"{key}: numbers from 1 up with commas between, not {word!r}")
     return [int(word) for word in words]
-
-
-def _box(text: str) -> list[float]:
-    try:
-        return [float(word) for word in parse_items("box", text)]
-    except ValueError:
-        raise UsageError(f"box: x,y,width,height in pixels, not {text!r}") from None

@@ -172,8 +172,10 @@ class Explanation:
     def _draw(self, file: Any, form: str) -> None:
         from segformerpp.explaining.figure import draw
 
-        quality = {"quality": _JPEG_QUALITY} if form in ("jpg", "jpeg") else None
-        draw(self).savefig(file, format=form, pil_kwargs=quality)
+        options: dict[str, Any] = {}
+        if form in ("jpg", "jpeg"):
+            options["pil_kwargs"] = {"quality": _JPEG_QUALITY}
+        draw(self).savefig(file, format=form, **options)
 
     def _outcome_rows(self) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"what": "image"}

@@ -6,9 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from segformerpp.arguments import Size
 from segformerpp.explaining import painting
 from segformerpp.explaining.groups import Grouping
 from segformerpp.explaining.outcome import draw_keypoints, draw_labels
@@ -72,7 +74,7 @@ def _draw_key(page: Page, explanation: Explanation) -> None:
     page.top += 0.08
     key: list[Artist] = [
         Patch(color=_TINT, alpha=0.7, label="one tint: tokens that become one"),
-        Patch(color="0.65", label="no tint (grey on the left): stays as it is"),
+        Patch(color="0.65", label="no tint (grey on the left and right): stays as it is"),
     ]
     if any(len(grouping.destinations) for grouping in explanation.groupings):
         key.append(_dot("destination, which others join"))
@@ -109,7 +111,7 @@ def _draw_grouping(page: Page, explanation: Explanation, grouping: Grouping) -> 
     corner = (part.left, part.top)
     for colour, line in (("black", 3.0), ("white", 1.4)):
         axes[0].add_patch(Rectangle(corner, part.width, part.height, ec=colour, fc="none", lw=line))
-    _draw_similarity(page, axes[2], grouping, everything)
+    _draw_similarity(page, axes[2], grouping, explanation.size)
     page.top += page.panel[0]
 
 
@@ -138,17 +140,23 @@ def _draw_dots(axis: Axes, grouping: Grouping, window: painting.Window, size: fl
     axis.set_ylim(window.top + window.height, window.top)
 
 
-def _draw_similarity(page: Page, axis: Axes, grouping: Grouping, window: painting.Window) -> None:
-    values = painting.similarities(grouping, window, page.picture_shape)
+def _draw_similarity(page: Page, axis: Axes, grouping: Grouping, size: Size) -> None:
+    (h, w), (height, width) = grouping.group.shape, grouping.cell
     low = math.floor(20 * float(np.percentile(grouping.joined, 2))) / 20
     # Else a picture in which all are alike would show nothing but noise.
     shown = axis.imshow(
-        values, extent=_extent(window), aspect="auto", cmap="viridis", vmin=min(low, 0.95), vmax=1
+        grouping.similarity,
+        extent=(0, w * width, h * height, 0),
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colormaps["viridis"].with_extremes(bad="0.85"),
+        vmin=min(low, 0.95),
+        vmax=1,
     )
-    axis.set_facecolor("0.85")
-    target = "the destination it joins" if len(grouping.destinations) else "its group's average"
+    axis.set(xlim=(0, size[1]), ylim=(size[0], 0))
+    target = "its destination" if len(grouping.destinations) else "its group's average"
     mean = float(grouping.joined.mean())
-    title = f"how similar each token is to {target}; mean {mean:.2f}"
+    title = f"token similarity to {target}; mean {mean:.2f}"
     axis.set_title(title, fontsize=9.5, loc="left")
     bar = page.axes(page.lefts[2] + page.panel[1] + 0.08, 0.12, page.panel[0])
     axis.figure.colorbar(shown, cax=bar)

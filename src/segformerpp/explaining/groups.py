@@ -123,7 +123,7 @@ def _note(
     """A forward hook of `Attention`: queries are its input, keys that input reduced."""
     x, (h, w), merge, known = inputs
     keys = x
-    if attention.sr is not None:  # under known groups the block itself reduces merged patches
+    if attention.sr is not None:  # what the block reduced does not come out of it: once more
         keys = attention.sr_norm(to_tokens(attention.sr(to_image(x, (h, w)))))
     key_grid = (h // ratio, w // ratio)
     halves: tuple[tuple[Part, Any, Match | None, Tensor, Grid, float], ...] = (

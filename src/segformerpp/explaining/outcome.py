@@ -83,8 +83,8 @@ def draw_keypoints(page: Page, explanation: Explanation) -> None:
     axis.invert_yaxis()
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    doubt = "" if sure.all() else f" (grey: confidence below {LEAST_CONFIDENCE})"
-    axis.set_title(f"moved by, pixels{doubt}", fontsize=9.5, loc="left")
+    doubt = "" if sure.all() else f" (grey: confidence < {LEAST_CONFIDENCE})"
+    axis.set_title(f"pixels moved{doubt}", fontsize=9.5, loc="left")
     page.top += page.panel[0] + 0.25
 
 

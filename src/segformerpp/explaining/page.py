@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from segformerpp.arguments import Size
 
@@ -113,6 +114,8 @@ class Page:
         self._figure.set_size_inches(self.width, height)
         for place in self._place:
             place(height)
+        for text in self._figure.findobj(Text):
+            text.set_parse_math(False)  # names may have dollar signs
         return self._figure
 
 

@@ -81,13 +81,6 @@ def tinted(
     return painted
 
 
-def similarities(grouping: Grouping, window: Window, shape: tuple[int, int]) -> np.ndarray:
-    """The similarity of the token under each pixel: (h, w) float32, NaN where there is none."""
-    rows, columns = _tokens(grouping, window, shape)
-    covered = (rows >= 0)[:, None] & (columns >= 0)
-    return np.where(covered, grouping.similarity[rows][:, columns], np.nan)
-
-
 def close_up(image: np.ndarray, grouping: Grouping) -> Window:
     """Some tokens where the image is the most varied, in the image's proportions."""
     height, width = image.shape[:2]

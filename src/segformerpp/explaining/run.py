@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from segformerpp.benchmark.cost import cost, stage_costs
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.data.images import ImageSource, read_image
 from segformerpp.data.labels import describe
-from segformerpp.errors import UsageError
+from segformerpp.data.skeletons import describe_poses
+from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.explaining.explanation import Explanation, Spent
 from segformerpp.explaining.groups import Place, recording
 from segformerpp.merging import PRESETS, MergePlan
@@ -76,7 +78,7 @@ def explain(
 
     Raises:
         UsageError: if an argument makes no sense, such as a stage where the plan merges nothing.
-        ImageError: if the image cannot be read.
+        ImageError: if the image cannot be read, or does not fit into the memory.
         CheckpointError: if the model cannot be loaded.
         PlanError: if the merge plan is not understood.
     """
@@ -94,26 +96,27 @@ def explain(
     places = _places(plan, config, stages, blocks)
     if size is not None and math.prod(checked_size("size", size)) > _MOST_PIXELS_ASKED:
         raise UsageError(f"size: at most {_MOST_PIXELS_ASKED} pixels, not {size[0]} x {size[1]}")
-    pixels = read_image(image)
     runtime = runtimes.create(checkpoint, "torch", "f32", device, threads)
-    if checkpoint.metadata.task == "pose":
-        if plan.input_scale != 1:
-            raise UsageError("merge: plans that shrink the image are for models that segment")
-        scene = _person(checkpoint, runtime, pixels, size, box)
-    elif box is not None:
-        raise UsageError("box: for models of poses")
-    else:
-        scene = _view(checkpoint, runtime, pixels, size, plan)
+    with _memory_limits(image):
+        pixels = read_image(image)
+        if checkpoint.metadata.task == "pose":
+            if plan.input_scale != 1:
+                raise UsageError("merge: plans that shrink the image are for models that segment")
+            scene = _person(checkpoint, runtime, pixels, size, box)
+        elif box is not None:
+            raise UsageError("box: for models of poses")
+        else:
+            scene = _view(checkpoint, runtime, pixels, size, plan)
 
-    network, height = checkpoint.model(), scene.seen.shape[0]
-    network.merge_plan = MergePlan()
-    without = scene.look()
-    advance()
-    network.merge_plan = plan
-    pixel = height / int(height * plan.input_scale)
-    with recording(network.encoder, places, pixel) as groupings:
-        merged = scene.look()
-    advance()
+        network, height = checkpoint.model(), scene.seen.shape[0]
+        network.merge_plan = MergePlan()
+        without = scene.look()
+        advance()
+        network.merge_plan = plan
+        pixel = height / int(height * plan.input_scale)
+        with recording(network.encoder, places, pixel) as groupings:
+            merged = scene.look()
+        advance()
     costs = [
         Spent(tuple(stage_costs(config, p, scene.size)), cost(config, p, scene.size).macs)
         for p in (MergePlan(), plan)
@@ -132,6 +135,16 @@ def explain(
         cost=costs[1],
         transform=scene.transform,
     )
+
+
+@contextmanager
+def _memory_limits(image: ImageSource) -> Iterator[None]:
+    """Turn the end of the memory into an `ImageError`."""
+    try:
+        yield
+    except (MemoryLimitError, MemoryError):
+        name = image if isinstance(image, str | Path) else "image"
+        raise ImageError(f"{name}: too large for the memory; choose a smaller size") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +172,7 @@ def _view(
     shrunk = math.sqrt(MOST_PIXELS / (height * width))
     if size is None and shrunk < 1:
         size = max(int(height * shrunk), 1), max(int(width * shrunk), 1)
-    least = math.ceil(checkpoint.config.min_image_size / plan.input_scale)
+    least = checkpoint.config.min_image_size_at(plan.input_scale)
     seen = segmentation.fit(pixels, size, least)
     x = segmentation.normalise(seen, checkpoint.metadata)[None]
     classes = describe(checkpoint.metadata, checkpoint.config.num_outputs)
@@ -179,8 +192,9 @@ def _person(
     box: Sequence[float] | None,
 ) -> _Scene:
     """A person, cut out."""
-    points = describe(checkpoint.metadata, checkpoint.config.num_outputs)
-    metadata = replace(checkpoint.metadata, labels=points.labels)
+    metadata = describe_poses(checkpoint.metadata, checkpoint.config.num_outputs)
+    points = describe(metadata, checkpoint.config.num_outputs)
+    metadata = replace(metadata, labels=points.labels)
     codec = codec_of(replace(metadata, image_size=size or metadata.image_size))
     least = checkpoint.config.min_image_size
     if min(codec.size) < least:
@@ -203,6 +217,9 @@ def _places(
     plan: MergePlan, config: SegformerConfig, stages: Sequence[int] | None, blocks: Blocks
 ) -> set[Place]:
     """The blocks to look into."""
+    for key, numbers in (("stages", stages), ("blocks", blocks)):
+        if numbers is not None and len(numbers) == 0:
+            raise UsageError(f"{key}: one or more numbers")
     merging = [n for n, stage in enumerate(plan.stages, 1) if stage.q or stage.kv]
     chosen = merging if stages is None else [whole_number("stages", n, 1, 4) for n in stages]
     for stage in chosen:

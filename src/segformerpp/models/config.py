@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -74,6 +75,10 @@ class SegformerConfig:
     def min_image_size(self) -> int:
         """The least height and width of an image: below it a spatial reduction has no input."""
         return max((4 << stage) * ratio for stage, ratio in enumerate(self.sr_ratios))
+
+    def min_image_size_at(self, input_scale: float) -> int:
+        """`min_image_size` of images that a plan shrinks to `input_scale` times their size."""
+        return math.ceil(self.min_image_size / input_scale)
 
     @property
     def size(self) -> str:

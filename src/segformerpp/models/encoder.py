@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -153,12 +152,12 @@ class Encoder(nn.Module):
             given: what is to be merged, as this found it in images of the same shape, under the
                 same plan; None to find out.
         """
-        channels, least = self.config.in_channels, self.config.min_image_size
+        channels = self.config.in_channels
         if x.ndim != 4 or x.shape[1] != channels:
             raise UsageError(f"images: (B, {channels}, H, W), not {tuple(x.shape)}")
         x = shrink(x, self.merge_plan.input_scale)
-        if min(x.shape[2:]) < least:
-            least = math.ceil(least / self.merge_plan.input_scale)
+        if min(x.shape[2:]) < self.config.min_image_size:
+            least = self.config.min_image_size_at(self.merge_plan.input_scale)
             raise UsageError(f"images: at least {least} pixels on each side under this plan")
         checkpointing = self.gradient_checkpointing and self.training
         outputs, found = [], []

@@ -56,7 +56,7 @@ class Segformer(nn.Module):
     @property
     def min_image_size(self) -> int:
         """The least height and width of an image under the plan in force."""
-        return math.ceil(self.config.min_image_size / self.merge_plan.input_scale)
+        return self.config.min_image_size_at(self.merge_plan.input_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict: normalised images (B, C, H, W) -> logits (B, K, h, w) at a quarter of the size.
