@@ -9,11 +9,12 @@ from PIL import Image
 from segformerpp.benchmark.cost import cost
 from segformerpp.data.skeletons import skeleton
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
-from segformerpp.explaining import explain, run
+from segformerpp.explaining import explain
 from segformerpp.explaining.figure import draw
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.predictor import Predictor
+from segformerpp.tasks import segmentation
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
 
@@ -174,7 +175,7 @@ def test_image_that_does_not_fit_into_the_memory(pixels, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(run.segmentation, "normalise", fail)
+    monkeypatch.setattr(segmentation, "normalise", fail)
     with pytest.raises(ImageError, match=r"^image: too large for the memory; choose a"):
         explain(pixels, merge="hq")
 
