@@ -9,7 +9,7 @@ from PIL import Image
 from segformerpp.benchmark.cost import cost
 from segformerpp.data.skeletons import skeleton
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
-from segformerpp.explaining import explain
+from segformerpp.explaining import explain, run
 from segformerpp.explaining.figure import draw
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata, Segformer, SegformerConfig
