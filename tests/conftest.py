@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 from segformerpp.checkpoints import save
 from segformerpp.data.labels import label_set
 from segformerpp.models import Metadata, Segformer, SegformerConfig
+
+# Where the tests run in the background, it is ignored, and would be by the programs they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes, to make and to run, depends on what else the machine does.
 settings.register_profile(

@@ -7,6 +7,7 @@ import pytest
 
 from segformerpp.errors import UsageError
 from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.merging.strategies import warn_small_grid
 from segformerpp.models import Metadata, Segformer
 from segformerpp.runtimes.graph import Form, Interface, build
 from segformerpp.tasks.segmentation import normalise
@@ -106,6 +107,7 @@ def test_pixels(engine: str) -> None:
 def test_a_grid_without_a_whole_cell_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     x = images(1, 64, 64)
     plan = "q4:mode=bsm,r=0.8,sx=3,sy=3"
+    warn_small_grid.cache_clear()
     with caplog.at_level(logging.WARNING, "segformerpp"):
         model, graph = written(plan, Interface((64, 64)))
         written(plan, Interface((64, 64)))
