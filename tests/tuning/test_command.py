@@ -98,7 +98,7 @@ def test_people(tmp_path: Path, capsys: Captured) -> None:
 def test_a_check_that_fails_loses_nothing(
     root: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise UsageError("root: nothing in the masks counts")
 
     monkeypatch.setattr(evaluator.PlanEvaluator, "measure", fail)
@@ -115,7 +115,7 @@ def test_images_without_masks_and_interrupted(
     opened: list[MergePlan] = []
     before = evaluator.PlanEvaluator.open
 
-    def open_three(self: evaluator.PlanEvaluator, plan: MergePlan, *more: object) -> object:
+    def open_three(self: evaluator.PlanEvaluator, plan: MergePlan, **more: object) -> object:
         opened.append(plan)
         if len(opened) == 3:
             raise KeyboardInterrupt

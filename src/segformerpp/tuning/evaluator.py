@@ -91,31 +91,30 @@ class PlanEvaluator:
         """Multiply-accumulates for one image of the commonest size, or one person."""
         return cost(self._network.config, plan, self.size).macs
 
-    def open(self, plan: MergePlan, precision: str | None = None) -> _Opened:
+    def open(self, plan: MergePlan, **other: Any) -> _Opened:
         """Make a plan ready; see `assess.Evaluator`.
 
         Args:
             plan: the plan.
-            precision: another one than that of `none`.
+            other: options for `Predictor` in the place of those of `none`.
         """
-        other: dict[str, Any] = {}
-        if precision:
-            other["precision"] = precision
-        if precision == "int8":
-            other["calibrate"] = self._data.paths
         return _Opened(self, Predictor(self._network, merge=plan, **(self._options | other)))
 
     def gain(self, plan: MergePlan) -> Gain:
         """Time a plan that ran before, with care."""
         return self.open(plan).gain(_known_well, careful=True)
 
-    def measure(self, plan: MergePlan, precision: str | None = None) -> tuple[Quality, Gain]:
+    def measure(self, plan: MergePlan, **other: Any) -> tuple[Quality, Gain]:
         """Everything about one plan, with care: all images, and time until it is known well.
+
+        Args:
+            plan: the plan.
+            other: as for `open`.
 
         Raises:
             SegformerppError: if it does not run here.
         """
-        opened = self.open(plan, precision)
+        opened = self.open(plan, **other)
         return opened.score(self.images), opened.gain(_known_well, careful=True)
 
     def _turn_of(self, predict: Predictor) -> Turn:

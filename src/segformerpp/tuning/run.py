@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformerpp.benchmark.gains import Gain
@@ -107,7 +108,7 @@ def tune(
             checked.append(Checked(plan, other.facts["precision"], *other.measure(plan)))
         for precision in precisions:
             listener.on_phase(f"trying {precision}")
-            checked.append(_in_precision(other, chosen, precision))
+            checked.append(_in_precision(other, chosen, precision, images[0].paths))
     except KeyboardInterrupt:
         interrupted, unchecked = True, _INTERRUPTED
         if not judged(study):
@@ -124,9 +125,13 @@ def tune(
     return Findings(chosen, found, budget, checked, unchecked, facts), interrupted
 
 
-def _in_precision(evaluator: PlanEvaluator, plan: MergePlan, precision: str) -> Checked:
+def _in_precision(
+    evaluator: PlanEvaluator, plan: MergePlan, precision: str, searched: Sequence[Path]
+) -> Checked:
+    # What it is quantised on is not what it is judged on.
+    other = {"calibrate": searched} if precision == "int8" else {}
     try:
-        return Checked(plan, precision, *evaluator.measure(plan, precision))
+        return Checked(plan, precision, *evaluator.measure(plan, precision=precision, **other))
     except SegformerppError as error:
         return Checked(plan, precision, refused=str(error))
 
