@@ -273,7 +273,13 @@ class _Pool2d:
         ragged = missing != (0, 0)
         if ragged:  # cells that reach over the edge average what they have
             image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, 0, *missing))
-        pooled = g.op("AveragePool", image, kernel_shape=self._cell, strides=self._cell)
+        cell = {"kernel_shape": self._cell, "strides": self._cell}
+        if g.form == "processor":
+            # What AveragePool would do; but to that OpenVINO hands another layout, and back.
+            share = np.full((tokens.channels, 1, sy, sx), 1 / (sy * sx), np.float32)
+            pooled = g.op("Conv", image, share, group=tokens.channels, **cell)
+        else:
+            pooled = g.op("AveragePool", image, **cell)
         if ragged:
             inside = g.reshape(_sizes(g, h, rows, sy), -1, 1) * _sizes(g, w, columns, sx)
             pooled = pooled / (inside / np.float32(sy * sx))

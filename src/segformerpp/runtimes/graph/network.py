@@ -154,10 +154,6 @@ class NetworkWriter:
     def _mix_ffn(self, x: Value, name: str, number: int, tokens: Tokens) -> Value:
         g, (height, width) = self._g, tokens.grid
         hidden = tokens.channels * self._config.mlp_ratios[number]
-        if g.form == "int8":
-            y = self._pointwise(_to_image(x, tokens), *self._pair(name + "fc1"))
-            y = g.op("Gelu", self._conv(y, name + "dwconv", 1, 1, group=hidden))
-            return _to_tokens(self._pointwise(y, *self._pair(name + "fc2")), tokens)
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
             g.form == "processor"
@@ -175,13 +171,13 @@ class NetworkWriter:
             if len(bands) > 1:
                 rows = end + below - (first - above)
                 y = g.cut(x, 1, (first - above) * width, (end + below) * width)
-            y = self._linear(y, *self._pair(name + "fc1"))
-            y = _to_image(y, Tokens(tokens.batch, (rows, width), hidden))
+            y = _to_image(y, Tokens(tokens.batch, (rows, width), tokens.channels))
+            y = self._pointwise(y, *self._pair(name + "fc1"))
             padding = [1 - above, 1, 1 - below, 1]
             y = self._conv(y, name + "dwconv", 1, padding, group=hidden)
-            y = g.op("Gelu", y)
-            y = _to_tokens(y, Tokens(tokens.batch, (end - first if first else end, width), hidden))
-            parts.append(self._linear(y, *self._pair(name + "fc2")))
+            y = self._pointwise(g.op("Gelu", y), *self._pair(name + "fc2"))
+            rows = end - first if first else end
+            parts.append(_to_tokens(y, Tokens(tokens.batch, (rows, width), tokens.channels)))
         return parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)
 
     def _head(self, stages: list[tuple[Value, Tokens]]) -> Value:
