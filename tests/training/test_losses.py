@@ -5,7 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segformerpp.training.losses import class_weights, cross_entropy
+from segformerpp.training.losses import (
+    class_weights,
+    cross_entropy,
+    lovasz_softmax,
+    segmentation_loss,
+)
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])
 
@@ -59,3 +64,68 @@ def test_class_weights() -> None:
     assert weights[[0, 1, 3]].mean() == pytest.approx(1, rel=1e-5)
     many = class_weights(np.array([10**9] * 5 + [1]))
     assert many.tolist() == pytest.approx([0.4] * 5 + [3])
+
+
+def sampled(masks: torch.Tensor) -> torch.Tensor:
+    """What the Lovasz loss looks at."""
+    return masks[:, 2::4, 2::4]
+
+
+def test_lovasz_of_hard_predictions_is_one_minus_the_mean_iou() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 5, (2, 32, 24), generator=generator, dtype=torch.uint8)
+    masks[masks == 4] = 255
+    predicted = torch.randint(0, 4, (2, 32, 24), generator=generator)
+    logits = 1000 * F.one_hot(predicted, 4).movedim(3, 1).float()
+    true, found = sampled(masks), sampled(predicted)
+    counts = true != 255
+    ious = [
+        ((true == k) & (found == k)).sum() / (((true == k) | (found == k)) & counts).sum()
+        for k in range(4)
+    ]
+    expected = 1 - torch.stack(ious).mean()
+    torch.testing.assert_close(lovasz_softmax(logits, masks), expected)
+
+
+def test_lovasz_is_its_definition() -> None:
+    # The sum over the sorted errors of what each adds to the Jaccard loss of the set before it.
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.randint(0, 3, (1, 12, 20), generator=generator, dtype=torch.uint8)
+    logits = torch.randn(1, 3, 12, 20, generator=generator)
+    shares = logits.softmax(1)[0, :, 2::4, 2::4].flatten(1)
+    true = sampled(masks).flatten()
+    losses = []
+    for k in range(3):
+        errors = torch.where(true == k, 1 - shares[k], shares[k])
+        wrong: set[int] = set()
+        loss, before = 0.0, 0.0
+        for i in errors.argsort(descending=True).tolist():
+            wrong.add(i)
+            members = {j for j in range(len(true)) if true[j] == k}
+            now = 1 - len(members - wrong) / len(members | wrong)
+            loss += float(errors[i]) * (now - before)
+            before = now
+        losses.append(loss)
+    torch.testing.assert_close(lovasz_softmax(logits, masks), torch.tensor(losses).mean())
+
+
+def test_lovasz_beside_the_cross_entropy_can_be_trained_on() -> None:
+    masks = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    masks[:, 8:] = 1
+    logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    first = segmentation_loss(logits, masks, lovasz=0.5)
+    torch.testing.assert_close(
+        first, cross_entropy(logits, masks) + 0.5 * lovasz_softmax(logits, masks)
+    )
+    first.backward()
+    assert logits.grad is not None
+    assert segmentation_loss(logits - 0.1 * logits.grad, masks, lovasz=0.5) < first
+
+
+def test_lovasz_where_no_pixel_counts() -> None:
+    logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    loss = lovasz_softmax(logits, torch.full((1, 16, 16), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()

@@ -1,4 +1,4 @@
-"""The losses: cross-entropy at the masks' resolution, and squared errors of heatmaps."""
+"""The losses: cross-entropy at the masks' resolution, Lovasz-Softmax, squared heatmap errors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ from segformerpp.data.masks import IGNORED
 
 #: The least share of pixels that hard example mining keeps.
 _LEAST_HARD = 1 / 16
+#: Every how many pixels, in both directions, the Lovasz loss looks: sorting all takes long.
+_EVERY = 4
+
+
+def segmentation_loss(
+    logits: Tensor,
+    masks: Tensor,
+    weights: Tensor | None = None,
+    ohem: float = 0.0,
+    lovasz: float = 0.0,
+) -> Tensor:
+    """`cross_entropy`, plus `lovasz` times `lovasz_softmax`; the arguments are theirs."""
+    loss = cross_entropy(logits, masks, weights, ohem)
+    return loss + lovasz * lovasz_softmax(logits, masks) if lovasz else loss
 
 
 def cross_entropy(
@@ -47,6 +61,36 @@ def cross_entropy(
         share = share * (plain.view_as(share) >= limit)
         losses = losses * (share > 0)
     return _mean(losses.sum(), share.sum())
+
+
+def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
+    """The Lovasz-Softmax loss (Berman, Triki, Blaschko, CVPR 2018): a smooth 1 - mIoU.
+
+    Of the classes that occur in this process's batch, whose IoU it is about, and of every fourth
+    pixel in both directions.
+
+    Args:
+        logits: (B, K, h, w), resized to the masks bilinearly.
+        masks: training ids (B, H, W), 255 ignored.
+
+    Returns:
+        A scalar from 0 to 1; 0 where no pixel counts.
+    """
+    logits = F.interpolate(logits.float(), masks.shape[1:], mode="bilinear", align_corners=False)
+    first = _EVERY // 2
+    logits, masks = (x[..., first::_EVERY, first::_EVERY] for x in (logits, masks))
+    counts = masks != IGNORED
+    shares, ids = logits.softmax(1).movedim(1, -1)[counts], masks[counts]  # (N, K), (N,)
+    losses = []
+    for label in ids.unique():
+        true = (ids == label).float()
+        errors, order = (true - shares[:, label.long()]).abs().sort(descending=True)
+        true = true[order]
+        # What the Jaccard index loses with each further pixel that is wrong (their algorithm 1).
+        total = true.sum()
+        jaccard = 1 - (total - true.cumsum(0)) / (total + (1 - true).cumsum(0))
+        losses.append(errors @ jaccard.diff(prepend=jaccard.new_zeros(1)))
+    return torch.stack(losses).mean() if losses else logits.sum() * 0
 
 
 def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def prepare(settings: dict[str, Any], classes: int) -> tuple[Callable[[], object
 
     from segformerpp.models import Metadata
     from segformerpp.runtimes.pytorch import accelerators
-    from segformerpp.training.losses import cross_entropy
+    from segformerpp.training.losses import segmentation_loss
     from segformerpp.training.network import adamw, build
 
     run = TrainSettings(**settings)
@@ -111,7 +111,7 @@ def prepare(settings: dict[str, Any], classes: int) -> tuple[Callable[[], object
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = model(images)
-        loss = cross_entropy(logits, masks, None, run.ohem)
+        loss = segmentation_loss(logits, masks, None, run.ohem, run.lovasz)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

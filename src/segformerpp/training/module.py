@@ -24,7 +24,7 @@ from segformerpp.tasks.pose import codec_of, to_image
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
 from segformerpp.training.batches import Batch
-from segformerpp.training.losses import cross_entropy, heatmap_loss
+from segformerpp.training.losses import heatmap_loss, segmentation_loss
 from segformerpp.training.network import adamw, rate_at
 from segformerpp.training.settings import TrainSettings
 
@@ -164,8 +164,9 @@ class SegmentationModule(TrainingModule):
         self._counts = np.zeros((model.config.num_outputs,) * 2, np.int64)
 
     def loss(self, outputs: Tensor, *targets: Tensor) -> Tensor:
-        """Cross-entropy of logits (B, K, h, w) and masks (B, H, W)."""
-        return cross_entropy(outputs, targets[0], self.class_weights, self.settings.ohem)
+        """Cross-entropy, and Lovasz-Softmax, of logits (B, K, h, w) and masks (B, H, W)."""
+        run = self.settings
+        return segmentation_loss(outputs, targets[0], self.class_weights, run.ohem, run.lovasz)
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""

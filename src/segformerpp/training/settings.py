@@ -58,6 +58,8 @@ class TrainSettings:
             within 0.4 and 3
         ohem: train on the pixels whose true class is less likely than this, a sixteenth of all at
             least (online hard example mining); 0 for all pixels
+        lovasz: weight of the Lovasz-Softmax loss beside the cross-entropy's 1: it is about IoU
+            itself, so about rare classes as much as about others
         drop_path: rate of stochastic depth in the last block
         dropout: rate before the classifier
         freeze_norms: whether batch norms keep their statistics
@@ -112,6 +114,7 @@ class TrainSettings:
     clip: float = 0.0
     class_weights: Literal["none", "sqrt"] = "none"
     ohem: float = 0.0
+    lovasz: float = 0.0
     drop_path: float = 0.1
     dropout: float = 0.1
     freeze_norms: bool = False
@@ -156,7 +159,7 @@ class TrainSettings:
         for key in ("ohem", "ema", "drop_path", "dropout"):
             self._refuse_unless(key, 0 <= getattr(self, key) < 1, "from 0 to below 1")
         self._refuse_unless("max_class_share", 0 < self.max_class_share <= 1, "from 0 to 1")
-        for key in ("clip", "weight_decay"):
+        for key in ("clip", "lovasz", "weight_decay"):
             self._refuse_unless(key, getattr(self, key) >= 0, "0 or more")
         self._refuse_unless("max_scale", self.max_scale >= self.min_scale, "min_scale or more")
         if not self.epochs:
