@@ -218,9 +218,10 @@ class NetworkWriter:
     def _linear(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
         g = self._g
         if g.form == "int8":
-            image = g.transpose(g.op("Unsqueeze", x, np.array([2])), 0, 3, 1, 2)  # (B, C, N, 1)
+            # (B, C, 1, N), not (B, C, N, 1): behind that a transpose for one head would be a copy.
+            image = g.transpose(g.op("Unsqueeze", x, np.array([1])), 0, 3, 1, 2)
             image = self._pointwise(image, weight, bias)
-            return g.op("Squeeze", g.transpose(image, 0, 2, 3, 1), np.array([2]))
+            return g.op("Squeeze", g.transpose(image, 0, 2, 3, 1), np.array([1]))
         return g.op("MatMul", x, np.ascontiguousarray(weight.T)) + bias
 
     def _pointwise(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
