@@ -7,8 +7,10 @@ from PIL import Image
 from segformerpp import cli
 from segformerpp.benchmark import plot, run
 from segformerpp.benchmark.run import combinations
+from segformerpp.checkpoints import save_pretrained
 from segformerpp.cli.options import parse_plans
 from segformerpp.errors import UsageError
+from segformerpp.models import Segformer, SegformerConfig
 
 KEYS = {
     *("model", "task", "size", "batch", "merge", "runtime", "precision", "device", "threads"),
@@ -130,6 +132,15 @@ def test_what_cannot_run_here(tmp_path, capsys):
     assert code == 1
     assert "failed: none, 64x64, batch 1, onnxruntime bf16: precision" in capsys.readouterr().err
     assert not report.exists()  # what was there before stays
+
+
+def test_int8_is_for_models_of_rgb_images(tmp_path, capsys):
+    config = SegformerConfig(depths=(1,) * 4, dims=(8, 16, 40, 64), in_channels=4, head_dim=16)
+    save_pretrained(Segformer(config), tmp_path / "four")
+    command = ["bench", "--size", "64x64", "--merge", "none", "--precision", "int8"]
+    command += ["--calibrate", str(tmp_path), "--model", str(tmp_path / "four")]
+    assert cli.main(command) == 1
+    assert "calibrate: images are RGB, and this model takes 4 channels" in capsys.readouterr().err
 
 
 def test_notations_of_several_plans():

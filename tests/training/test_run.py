@@ -325,6 +325,14 @@ def test_refused(
         train(settings(**{"root": root, "out": tmp_path, **change}), *sets)
 
 
+def test_no_f16_where_auto_finds_a_processor(
+    root: Path, sets: list[SegmentationDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segformerpp.training.run.accelerators", list)
+    with pytest.raises(UsageError, match=r"^precision: PyTorch has no fast f16"):
+        train(settings(root=root, out=tmp_path, precision="f16"), *sets)
+
+
 def test_command(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("data: camvid\nbatch: 2\ncrop: 32x48\nsteps: 9\nwarmup: 1\nworkers: 0\n")

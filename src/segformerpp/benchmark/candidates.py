@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from segformerpp.errors import UsageError
+
 
 def network(
     model: str,
@@ -40,6 +42,10 @@ def network(
 
     Returns:
         What runs the network once, and what it is.
+
+    Raises:
+        UsageError: if a model of other than RGB images is to be quantised; see also
+            `runtimes.create`.
     """
     from segformerpp import checkpoints, runtimes
     from segformerpp.benchmark.cost import cost
@@ -57,6 +63,9 @@ def network(
     if calibrate and precision == "int8":
         from segformerpp.calibration import Calibration
 
+        channels = source.config.in_channels
+        if channels != 3:
+            raise UsageError(f"calibrate: images are RGB, and this model takes {channels} channels")
         images = Calibration(calibrate, source.metadata)
     ready = runtimes.create(source, runtime, precision, device, threads, images)
     shape = (batch, source.config.in_channels, *size)

@@ -24,6 +24,7 @@ from segformerpp.data.datasets import SegmentationDataset
 from segformerpp.data.poses import PoseDataset
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.models import Segformer
+from segformerpp.runtimes.pytorch import accelerators
 from segformerpp.tasks.pose import codec_of
 from segformerpp.training.augmentation import Augmentation
 from segformerpp.training.batches import Images, Samples
@@ -176,7 +177,8 @@ def _world(settings: TrainSettings) -> int:
 
 
 def _trainer(settings: TrainSettings, keeper: Keeper) -> pl.Trainer:
-    if settings.precision == "f16" and settings.device == "cpu":
+    on_processor = settings.device == "cpu" or (settings.device == "auto" and not accelerators())
+    if settings.precision == "f16" and on_processor:
         raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", settings.devices))
