@@ -245,8 +245,8 @@ PRESETS: dict[str, MergePlan] = {
     ),
     "turbo": MergePlan(
         (
-            StageMerge(q=Neighbour2d(4, 4), kv=_FEW_KEYS),
-            StageMerge(kv=_FEW_KEYS),
+            StageMerge(q=Neighbour2d(2, 2), kv=_FEW_KEYS),
+            StageMerge(q=Neighbour2d(2, 2), kv=_FEW_KEYS),
             StageMerge(Neighbour2d(2, 2), BipartiteMatching(0.75, 2, 2, proportional=True), 4),
             StageMerge(q=Neighbour2d(2, 2)),
         )

@@ -134,6 +134,8 @@ class OpenvinoRuntime:
         }
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads
+            # Threads tied to a core wait for what else runs there, such as decoding and drawing.
+            options["ENABLE_CPU_PINNING"] = False
         made: list[Any] = []
 
         def compile_network() -> bytes:

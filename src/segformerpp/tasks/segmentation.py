@@ -74,10 +74,13 @@ def postprocess(logits: LogitRows, size: Size) -> np.ndarray:
         strip = label_map[top : top + rows.shape[1]]
         best = _widen(rows[0], size[1])
         plane = np.empty_like(best)
+        higher = np.empty(best.shape, bool)
+        ones = higher.view(np.uint8)  # not converted, which would take as long as all the rest
         for label, row in enumerate(rows[1:], 1):
             _widen(row, size[1], plane)
+            np.greater(plane, best, out=higher)
             # Labels only grow, so a later one that beats all before it is also the larger.
-            np.maximum(strip, (plane > best) * dtype(label), out=strip)
+            np.maximum(strip, ones * dtype(label), out=strip)
             np.maximum(best, plane, out=best)
     return label_map
 
