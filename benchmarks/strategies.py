@@ -53,14 +53,14 @@ _KV3 = f"kv3:mode=bsm,r=0.75,sx=2,sy=2{_P}"
 _Q4 = "q4:mode=bsm,r=0.75,sx=2,sy=2"
 #: What was tried beside the presets, by a name for the table.
 PLANS: dict[str, str] = {
-    "turbo, 2x2 in 2 too": f"q1:{_N4} q234:{_N2D} {_FAST_KV} {_KV3} reuse3=4",
-    "turbo, 4x2 in 1, 2x2 in 2 too": f"q1:{_N42} q234:{_N2D} {_FAST_KV} {_KV3} reuse3=4",
+    "turbo, 4x4 in 1": f"q1:{_N4} q234:{_N2D} {_FAST_KV} {_KV3} reuse3=4",
+    "turbo, 4x2 in 1": f"q1:{_N42} q234:{_N2D} {_FAST_KV} {_KV3} reuse3=4",
+    "turbo, 4x4 in 1, none in 2": f"q1:{_N4} q34:{_N2D} {_FAST_KV} {_KV3} reuse3=4",
     "fast, proportional": f"{_FAST_KV} {_FAST_Q}",
     "balanced, matched every 4 blocks in 3": (
         f"q13:{_N2D} {_FAST_KV} {_Q4} {_KV3.replace('0.75', '0.5')} reuse3=4"
     ),
-    "turbo, 2x2 in all stages": f"q1234:{_N2D} {_FAST_KV} {_KV3} reuse3=4",
-    "turbo, matched once in 1 and 2": (f"q1:{_N4} q34:{_N2D} {_FAST_KV} {_KV3} reuse3=4 reuse12=6"),
+    "turbo, matched once in 1 and 2": f"q1234:{_N2D} {_FAST_KV} {_KV3} reuse3=4 reuse12=6",
     "balanced, fewer keys in 3": f"q13:{_N2D} {_FAST_KV} {_Q4} {_KV3}",
     "hq, proportional": f"kv12:mode=bsm,r=0.6,sx=2,sy=2{_P} q34:mode=bsm,r=0.8,sx=4,sy=4",
     "fast, proportional, matched once": f"{_FAST_KV} {_FAST_Q} reuse1234=40",

@@ -79,7 +79,7 @@ def test_our_presets() -> None:
         "q4:mode=bsm,r=0.75,sx=2,sy=2"
     )
     assert str(PRESETS["turbo"]) == (
-        f"q1:mode=n2d,sx=4,sy=4 kv12:{few} q34:mode=n2d,sx=2,sy=2 "
+        f"q1234:mode=n2d,sx=2,sy=2 kv12:{few} "
         "kv3:mode=bsm,r=0.75,sx=2,sy=2,proportional=true reuse3=4"
     )
 

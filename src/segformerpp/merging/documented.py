@@ -10,7 +10,7 @@ AGREEMENT: dict[str, float] = {
     "none": 100.0,
     "balanced": 98.8,
     "2x2": 98.5,
-    "turbo": 98.0,
+    "turbo": 98.3,
     "hq": 97.8,
     "fast": 95.7,
     "downsample": 85.4,
