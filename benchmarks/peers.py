@@ -119,6 +119,7 @@ def in_openvino(
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # as in ours
     }
     network, x = ov.Core().compile_model(converted, "CPU", options), images(size)
     return lambda: network(x), {}

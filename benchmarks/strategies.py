@@ -225,7 +225,8 @@ def main() -> None:
             (plan, values | machine())
             for plan, values in latency(args.rounds, args.precision, some)
         )
-    draw(list(rows.values()), args.plot)
+    if any("agreement" in row for row in rows.values()):
+        draw(list(rows.values()), args.plot)
 
 
 if __name__ == "__main__":

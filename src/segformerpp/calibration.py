@@ -22,6 +22,16 @@ logger = logging.getLogger(__name__)
 MOST_IMAGES = 64
 
 
+def check_rgb(channels: int) -> None:
+    """Refuse to quantise a network of so many channels on images, unless it is 3.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if channels != 3:
+        raise UsageError(f"calibrate: images are RGB, and this model takes {channels} channels")
+
+
 class Calibration:
     """Up to `MOST_IMAGES` images, evenly chosen from all of a folder (see `int8.Images`).
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from segformerpp.arguments import Size, checked_size, whole_number
-from segformerpp.calibration import Calibration
+from segformerpp.calibration import Calibration, check_rgb
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
 from segformerpp.checkpoints.sources import WEIGHTS_SUFFIXES
 from segformerpp.data.files import expand_user
@@ -95,8 +95,8 @@ def export(
     else:
         checkpoint = Checkpoint.of_model(copy.deepcopy(model).cpu().float(), plan)
     channels, means = checkpoint.config.in_channels, len(checkpoint.metadata.mean)
-    if calibrate and channels != 3:
-        raise UsageError(f"calibrate: images are RGB, and this model takes {channels} channels")
+    if calibrate:
+        check_rgb(channels)
     if pixels and means != channels:
         raise UsageError(
             f"pixels: the model's mean and std have {means} values for {channels} channels"

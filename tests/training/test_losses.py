@@ -122,6 +122,15 @@ def test_lovasz_beside_the_cross_entropy_can_be_trained_on() -> None:
     assert segmentation_loss(logits - 0.1 * logits.grad, masks, lovasz=0.5) < first
 
 
+def test_lovasz_is_not_rounded_in_mixed_precision() -> None:
+    masks = torch.randint(0, 3, (1, 32, 32), dtype=torch.uint8)
+    logits = torch.randn(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lovasz_softmax(logits, masks)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, lovasz_softmax(logits, masks))
+
+
 def test_lovasz_where_no_pixel_counts() -> None:
     logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
     loss = lovasz_softmax(logits, torch.full((1, 16, 16), 255, dtype=torch.uint8))

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import random
@@ -6,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from segformerpp.data.labels import LabelSet
 from segformerpp.data.poses import PoseDataset, open_poses
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.models import Metadata, Segformer, SegformerConfig
+from segformerpp.training import keeping
 from segformerpp.training.keeping import RESUME
 from segformerpp.training.network import build, meaning, rate_at
 from segformerpp.training.run import train
@@ -125,8 +128,36 @@ def test_interrupted(root: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.splitlines()[-1] == "interrupted: the same command with --resume goes on"
+
+
+def test_interrupted_while_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / RESUME
+    path.write_bytes(b"before")
+    opened = keeping.write_whole
+
+    @contextmanager
+    def interrupted(path: Path) -> Iterator[io.RawIOBase]:
+        class File(io.RawIOBase):
+            written = 0
+
+            def writable(self) -> bool:
+                return True
+
+            def write(self, data: Any) -> int:
+                self.written += len(data)
+                if self.written > 100_000:
+                    raise KeyboardInterrupt
+                return len(data)
+
+        with opened(path):
+            yield File()
+
+    monkeypatch.setattr(keeping, "write_whole", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keeping.WholeFiles().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    assert path.read_bytes() == b"before"
 
 
 @pytest.mark.parametrize("done", [3, 4, 6])

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from segformerpp.errors import UsageError
-
 
 def network(
     model: str,
@@ -49,23 +47,22 @@ def network(
     """
     from segformerpp import checkpoints, runtimes
     from segformerpp.benchmark.cost import cost
+    from segformerpp.calibration import Calibration, check_rgb
     from segformerpp.merging import PRESETS
     from segformerpp.merging.plan import is_auto
 
     plan = None if is_auto(merge) else merge
     source = checkpoints.open_checkpoint(model, plan, offline=offline, revision=revision)
+    calibrates = calibrate and precision == "int8"
+    if calibrates:
+        check_rgb(source.config.in_channels)
     if is_auto(merge):
         from segformerpp.auto_plan import AutoRuntime
 
         automatic = AutoRuntime(source, runtime, precision, device, threads)
         source = source.with_plan(PRESETS[automatic.choose(size)])
     images = None
-    if calibrate and precision == "int8":
-        from segformerpp.calibration import Calibration
-
-        channels = source.config.in_channels
-        if channels != 3:
-            raise UsageError(f"calibrate: images are RGB, and this model takes {channels} channels")
+    if calibrate and calibrates:
         images = Calibration(calibrate, source.metadata)
     ready = runtimes.create(source, runtime, precision, device, threads, images)
     shape = (batch, source.config.in_channels, *size)

@@ -112,4 +112,10 @@ class WholeFiles(TorchCheckpointIO):
     ) -> None:
         """Write beside, then rename."""
         with write_whole(Path(path)) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # Where Ctrl-C cuts it off, closing the archive fails, too, and hides that.
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise

@@ -26,6 +26,7 @@ def segmentation_loss(
     lovasz: float = 0.0,
 ) -> Tensor:
     """`cross_entropy`, plus `lovasz` times `lovasz_softmax`; the arguments are theirs."""
+    logits = _fitted(logits, masks)  # once for both
     loss = cross_entropy(logits, masks, weights, ohem)
     return loss + lovasz * lovasz_softmax(logits, masks) if lovasz else loss
 
@@ -46,7 +47,7 @@ def cross_entropy(
         A scalar of this process whose mean over the processes is the loss of them all, which is
         what data-parallel training takes the mean of; 0 where no pixel counts.
     """
-    logits = F.interpolate(logits.float(), masks.shape[1:], mode="bilinear", align_corners=False)
+    logits = _fitted(logits, masks)
     masks = masks.long()
     losses = F.cross_entropy(logits, masks, weights, ignore_index=IGNORED, reduction="none")
     share = (masks != IGNORED).to(losses.dtype)
@@ -64,10 +65,10 @@ def cross_entropy(
 
 
 def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
-    """The Lovasz-Softmax loss (Berman, Triki, Blaschko, CVPR 2018): a smooth 1 - mIoU.
+    """The Lovasz-Softmax loss (Berman, Triki, Blaschko, CVPR 2018): 1 - mIoU made continuous.
 
     Of the classes that occur in this process's batch, whose IoU it is about, and of every fourth
-    pixel in both directions.
+    pixel in both directions. Unlike `cross_entropy` it depends on how images share batches.
 
     Args:
         logits: (B, K, h, w), resized to the masks bilinearly.
@@ -76,7 +77,7 @@ def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
     Returns:
         A scalar from 0 to 1; 0 where no pixel counts.
     """
-    logits = F.interpolate(logits.float(), masks.shape[1:], mode="bilinear", align_corners=False)
+    logits = _fitted(logits, masks)
     first = _EVERY // 2
     logits, masks = (x[..., first::_EVERY, first::_EVERY] for x in (logits, masks))
     counts = masks != IGNORED
@@ -89,7 +90,8 @@ def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
         # What the Jaccard index loses with each further pixel that is wrong (their algorithm 1).
         total = true.sum()
         jaccard = 1 - (total - true.cumsum(0)) / (total + (1 - true).cumsum(0))
-        losses.append(errors @ jaccard.diff(prepend=jaccard.new_zeros(1)))
+        # Not a product of vectors, which autocast would round.
+        losses.append((errors * jaccard.diff(prepend=jaccard.new_zeros(1))).sum())
     return torch.stack(losses).mean() if losses else logits.sum() * 0
 
 
@@ -107,6 +109,13 @@ def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """
     errors = (heatmaps.float() - targets).square().sum(dim=(2, 3)) * weights
     return _mean(errors.sum() / 100, weights.sum())
+
+
+def _fitted(logits: Tensor, masks: Tensor) -> Tensor:
+    """Logits at the size of masks (B, H, W), in float32."""
+    if logits.shape[2:] == masks.shape[1:]:
+        return logits.float()
+    return F.interpolate(logits.float(), masks.shape[1:], mode="bilinear", align_corners=False)
 
 
 def _mean(total: Tensor, share: Tensor) -> Tensor:

@@ -177,7 +177,9 @@ def _world(settings: TrainSettings) -> int:
 
 
 def _trainer(settings: TrainSettings, keeper: Keeper) -> pl.Trainer:
-    on_processor = settings.device == "cpu" or (settings.device == "auto" and not accelerators())
+    # Of what PyTorch knows, Lightning's auto takes these two.
+    cards = {"cuda", "mps"} & set(accelerators())
+    on_processor = settings.device == "cpu" or (settings.device == "auto" and not cards)
     if settings.precision == "f16" and on_processor:
         raise UsageError("precision: PyTorch has no fast f16 on the CPU; use bf16 or f32")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

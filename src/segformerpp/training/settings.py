@@ -59,7 +59,7 @@ class TrainSettings:
         ohem: train on the pixels whose true class is less likely than this, a sixteenth of all at
             least (online hard example mining); 0 for all pixels
         lovasz: weight of the Lovasz-Softmax loss beside the cross-entropy's 1: it is about IoU
-            itself, so about rare classes as much as about others
+            itself, so about rare classes as much as about others (its gain was not measured here)
         drop_path: rate of stochastic depth in the last block
         dropout: rate before the classifier
         freeze_norms: whether batch norms keep their statistics

@@ -17,8 +17,9 @@ IR_VERSION = 9
 
 #: The same network in the form that suits a purpose: ``processor`` works on bands that stay in the
 #: cache; ``tensorrt`` keeps to what TensorRT's parser takes (as of 10.15: no sums by index, no
-#: selection without order); ``int8`` has convolutions for linear layers, because quantised ones are
-#: faster in OpenVINO (AVX2: 2.5 times), and one scale per channel is then found on the right axis.
+#: selection without order); ``int8`` has convolutions for all linear layers, because quantised ones
+#: are faster in OpenVINO (AVX2: 2.5 times), and one scale per channel is then found on the right
+#: axis.
 Form = Literal["processor", "tensorrt", "int8"]
 
 

@@ -275,7 +275,8 @@ class _Pool2d:
             image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, 0, *missing))
         cell = {"kernel_shape": self._cell, "strides": self._cell}
         if g.form == "processor":
-            # What AveragePool would do; but to that OpenVINO hands another layout, and back.
+            # What AveragePool would do; but to that OpenVINO hands another layout, and back. Not in
+            # int8, where it would be quantised.
             share = np.full((tokens.channels, 1, sy, sx), 1 / (sy * sx), np.float32)
             pooled = g.op("Conv", image, share, group=tokens.channels, **cell)
         else:
