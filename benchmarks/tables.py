@@ -160,12 +160,12 @@ def reuse_match(rows: list[Row]) -> Iterable[list[str]]:
 
 
 def strategies(rows: list[Row]) -> Iterable[list[str]]:
-    """Every plan of the laboratory, those with the most labels kept first; presets marked."""
+    """The plans whose accuracy was measured, those with the most labels kept first."""
     times = sorted({key for row in rows for key in row if key.startswith("of_fast_")})
     header = ["plan", "labels as under `none`, %", "mIoU lost", "PCK@0.1 lost, `lsp-b0`"]
     named = [f"of `fast`'s time, {key.removeprefix('of_fast_').replace('_', ' ')}" for key in times]
     yield [*header, "GMACs B0", "GMACs B5", *(name.replace(" b", " B", 1) for name in named)]
-    for row in sorted(rows, key=lambda r: -r.get("agreement", 0)):
+    for row in sorted((r for r in rows if "agreement" in r), key=lambda r: -r["agreement"]):
         preset = row["name"] == row["merge"]
         yield [
             f"`{row['name']}`" if preset else row["name"],
@@ -217,8 +217,9 @@ def filled(text: str) -> str:
         header, *lines = TABLES[kind](rows)
         drawn = [header, ["---"] * len(header), *lines]
         body = "\n".join("| " + " | ".join(line) + " |" for line in drawn)
-        versions = ", ".join(f"{k} {v}" for k, v in rows[0].get("versions", {}).items())
-        machine = [rows[0].get("processor", ""), versions, rows[0].get("date", "")]
+        told = next((row for row in rows if "date" in row), rows[0])
+        versions = ", ".join(f"{k} {v}" for k, v in told.get("versions", {}).items())
+        machine = [told.get("processor", ""), versions, told.get("date", "")]
         where = "; ".join(filter(None, machine))
         return f"<!-- {kind} {name} -->\n{body}\n\n{where}\n<!-- end -->"
 
