@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from segformerpp.checkpoints import load, save
 from segformerpp.data.datasets import SegmentationDataset, open_dataset
+from segformerpp.data.files import write_whole
 from segformerpp.data.labels import LabelSet
 from segformerpp.data.poses import PoseDataset, open_poses
 from segformerpp.errors import ImageError, UsageError
@@ -135,7 +136,7 @@ def test_interrupted(root: Path, tmp_path: Path) -> None:
 def test_interrupted_while_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / RESUME
     path.write_bytes(b"before")
-    opened = keeping.write_whole
+    opened = write_whole
 
     @contextmanager
     def interrupted(path: Path) -> Iterator[io.RawIOBase]:
