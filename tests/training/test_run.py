@@ -136,7 +136,6 @@ def test_interrupted(root: Path, tmp_path: Path) -> None:
 def test_interrupted_while_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / RESUME
     path.write_bytes(b"before")
-    opened = write_whole
 
     @contextmanager
     def interrupted(path: Path) -> Iterator[io.RawIOBase]:
@@ -152,7 +151,7 @@ def test_interrupted_while_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                     raise KeyboardInterrupt
                 return len(data)
 
-        with opened(path):
+        with write_whole(path):
             yield File()
 
     monkeypatch.setattr(keeping, "write_whole", interrupted)
