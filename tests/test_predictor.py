@@ -24,7 +24,7 @@ from segformerpp.errors import (
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.predictor import Predictor
-from segformerpp.tasks import segmentation
+from segformerpp.tasks import label_maps, segmentation
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -261,20 +261,20 @@ def test_images_that_do_not_fit_into_memory(random_model: Segformer, tile: Any) 
         predict(images[3])
 
 
-@pytest.mark.parametrize("where", ["fit", "postprocess"])
+@pytest.mark.parametrize(("where", "name"), [(segmentation, "fit"), (label_maps, "from_logits")])
 def test_memory_that_ends_around_the_network(
-    predict: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    predict: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
 ) -> None:
     large = tmp_path / "large.png"
     Image.fromarray(picture(40, 40)).save(large)
-    function = getattr(segmentation, where)
+    function = getattr(where, name)
 
     def fail(first: np.ndarray, *rest: Any) -> Any:
         if (40, 40) in (first.shape[:2], *rest):
             raise MemoryError
         return function(first, *rest)
 
-    monkeypatch.setattr(segmentation, where, fail)
+    monkeypatch.setattr(where, name, fail)
     failed: list[str] = []
     images: list[ImageSource] = [picture(32, 32), large, picture(32, 32)]
     results = list(predict.stream(images, lambda _, error: failed.append(str(error))))

@@ -30,10 +30,10 @@ from segformerpp.merging.plan import is_auto
 from segformerpp.people import Boxes, PeopleFinder, checked_boxes
 from segformerpp.reuse import FramesNetwork, Turn, checked_reuse
 from segformerpp.runtimes.memory import bytes_per_pixel
-from segformerpp.tasks import segmentation
+from segformerpp.tasks import label_maps, segmentation
+from segformerpp.tasks.label_maps import LogitRows
 from segformerpp.tasks.pose import PoseCodec, codec_of
 from segformerpp.tasks.pose_result import PoseResult
-from segformerpp.tasks.segmentation import LogitRows
 from segformerpp.tasks.segmentation_result import SegmentationResult
 from segformerpp.tasks.windows import Tiling, Windows
 
@@ -526,7 +526,7 @@ class Predictor:
         if self._probabilities:
             logits = logits[:, 0 : logits.shape[1]]  # those of windows can be read only once
             softmax = segmentation.probabilities(logits, size, classes=self._classes)
-        label_map = segmentation.postprocess(logits, size)
+        label_map = label_maps.from_logits(logits, size)
         if self._classes is not None:
             label_map = segmentation.keep_classes(label_map, self._classes, len(self.labels))
         return SegmentationResult(

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from segformerpp.merging import (
     StageMerge,
 )
 from segformerpp.merging.match import Grid, Match, match
-from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
+from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig, attention
 from segformerpp.models.attention import Attention
 from segformerpp.models.config import HeadKind
 from tests.merging.test_plan import stages
@@ -270,6 +271,26 @@ def test_autocast_trains_and_predicts(dtype: torch.dtype, plan: str) -> None:
         loss = model(x).float().square().mean()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_attention_to_few_keys(
+    monkeypatch: pytest.MonkeyPatch, weighted: bool
+) -> None:
+    torch.manual_seed(0)
+    qkv = [torch.randn(2, 3, n, 8, requires_grad=True) for n in (50, 12, 12)]
+    mask = torch.randn(2, 1, 1, 12) if weighted else None
+    q, k, v = qkv
+    exact = F.scaled_dot_product_attention(q, k, v, mask)
+    up = torch.randn_like(exact)
+    expected = [exact, *torch.autograd.grad(exact, qkv, up)]
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # not what is called here
+    q, k, v = halves = [x.bfloat16() for x in qkv]
+    out = attention._attend(q, k, v, None if mask is None else mask.bfloat16())
+    found = [out, *torch.autograd.grad(out, halves, up.bfloat16())]
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), other, atol=0.05, rtol=0.05)
 
 
 def test_published_sizes() -> None:

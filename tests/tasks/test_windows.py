@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segformerpp.errors import UsageError
-from segformerpp.tasks.segmentation import postprocess
+from segformerpp.tasks.label_maps import from_logits
 from segformerpp.tasks.windows import Tiling, Windows
 
 SIDES = st.integers(1, 90)
@@ -58,7 +58,7 @@ def test_postprocessing_reads_windows_like_an_array() -> None:
     windows = Windows(image, pooled, 3, Tiling((64, 64), (16, 16)))
     whole = pooled(padded(image)[None])[0]
     np.testing.assert_array_equal(
-        postprocess(windows, (4200, 1300)), postprocess(whole, (4200, 1300))
+        from_logits(windows, (4200, 1300)), from_logits(whole, (4200, 1300))
     )
 
 

@@ -18,7 +18,7 @@ from segformerpp.metrics.segmentation import confusion, mean_iou
 from segformerpp.models.config import Metadata
 from segformerpp.runtimes.export import FileForm
 from segformerpp.runtimes.graph import IMAGES
-from segformerpp.tasks import segmentation
+from segformerpp.tasks import label_maps, segmentation
 
 Segmenter = Callable[[Path], np.ndarray]
 
@@ -133,7 +133,7 @@ def exported(path: Path, metadata: Metadata, form: FileForm) -> Segmenter:
             x = segmentation.normalise(x, metadata)
         found = run(np.stack([x] * form.batch.least[0]))[0]
         if not form.labels:
-            return segmentation.postprocess(found, own)
+            return label_maps.from_logits(found, own)
         return np.asarray(Image.fromarray(found).resize(own[::-1], Image.Resampling.NEAREST))
 
     return segment

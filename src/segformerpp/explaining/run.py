@@ -26,7 +26,7 @@ from segformerpp.models import Segformer, SegformerConfig
 from segformerpp.people import PeopleFinder, checked_boxes
 from segformerpp.predictor import open_trained
 from segformerpp.runtimes import Runtime
-from segformerpp.tasks import segmentation
+from segformerpp.tasks import label_maps, segmentation
 from segformerpp.tasks.pose import codec_of
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
@@ -178,7 +178,7 @@ def _view(
     classes = describe(checkpoint.metadata, checkpoint.config.num_outputs)
 
     def look() -> SegmentationResult:
-        label_map = segmentation.postprocess(runtime(x)[0], (seen.shape[0], seen.shape[1]))
+        label_map = label_maps.from_logits(runtime(x)[0], (seen.shape[0], seen.shape[1]))
         return SegmentationResult(label_map, classes.labels, classes.palette, seen)
 
     return _Scene(seen, look)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,23 +11,13 @@ from numpy.typing import DTypeLike
 from PIL import Image
 
 from segformerpp.arguments import Size
+from segformerpp.tasks.label_maps import LogitRows
 
 if TYPE_CHECKING:
     from segformerpp.models import Metadata
 
 #: Pixels of an output strip: what is worked on at a time stays in the processor's cache.
 _STRIP_PIXELS = 2**16
-
-
-class LogitRows(Protocol):
-    """Logits (K, h, w) float32 that are read in slices of rows, from the top down."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(K, h, w)."""
-
-    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        """``logits[:, first:last]``."""
 
 
 def fit(image: np.ndarray, size: Size | None = None, least: int = 32) -> np.ndarray:
@@ -53,36 +43,6 @@ def normalise(image: np.ndarray, metadata: Metadata) -> np.ndarray:
         table = ((values - mean) / std).astype(np.float32)
         np.take(table, image[..., channel], out=out[channel], mode="clip")
     return out
-
-
-def postprocess(logits: LogitRows, size: Size) -> np.ndarray:
-    """Resize logits to the image's size, then take the class with the highest.
-
-    Bilinear, with pixel centres at halves (`align_corners=False` of PyTorch). Of equal logits the
-    lower class wins. Works strip by strip: full-size logits never exist.
-
-    Args:
-        logits: (K, h, w) float32.
-        size: the image's own (H, W).
-
-    Returns:
-        The label map (H, W): uint8, or uint16 for more than 256 classes.
-    """
-    dtype = np.uint8 if logits.shape[0] <= 256 else np.uint16
-    label_map = np.zeros(size, dtype)
-    for top, rows in _strips(logits, size):
-        strip = label_map[top : top + rows.shape[1]]
-        best = _widen(rows[0], size[1])
-        plane = np.empty_like(best)
-        higher = np.empty(best.shape, bool)
-        ones = higher.view(np.uint8)  # not converted, which would take as long as all the rest
-        for label, row in enumerate(rows[1:], 1):
-            _widen(row, size[1], plane)
-            np.greater(plane, best, out=higher)
-            # Labels only grow, so a later one that beats all before it is also the larger.
-            np.maximum(strip, ones * dtype(label), out=strip)
-            np.maximum(best, plane, out=best)
-    return label_map
 
 
 def probabilities(

@@ -19,7 +19,7 @@ from segformerpp.data.datasets import Sample
 from segformerpp.metrics.pose import correct
 from segformerpp.metrics.segmentation import confusion, mean_iou
 from segformerpp.models import Segformer
-from segformerpp.tasks import segmentation
+from segformerpp.tasks import label_maps, segmentation
 from segformerpp.tasks.pose import codec_of, to_image
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
@@ -176,7 +176,7 @@ class SegmentationModule(TrainingModule):
         """Segment one whole image, as `Predictor` does."""
         image, mask = sample
         fitted = segmentation.fit(image, None, self.model.min_image_size)
-        label_map = segmentation.postprocess(self.predict(fitted), (mask.shape[0], mask.shape[1]))
+        label_map = label_maps.from_logits(self.predict(fitted), (mask.shape[0], mask.shape[1]))
         self._counts += confusion(label_map, mask, len(self._counts))
         data = self.model.metadata
         result = SegmentationResult(label_map, data.labels, data.palette, image)

@@ -4,7 +4,7 @@ import pytest
 from segformerpp.merging import MergePlan
 from segformerpp.runtimes.graph import Interface, build
 from segformerpp.runtimes.graph import labels as module
-from segformerpp.tasks.segmentation import postprocess
+from segformerpp.tasks.label_maps import from_logits
 from tests.runtimes.graph.parity import ENGINES, Engine, images, network, tensors
 
 
@@ -25,4 +25,4 @@ def test_labels_are_those_of_full_size_logits(
     assert found.dtype == np.uint8
     assert found.shape == (2, *size)
     for label_map, logits in zip(found, run(labels=False), strict=True):
-        assert (label_map == postprocess(logits, size)).mean() > 0.9995  # but for ties
+        assert (label_map == from_logits(logits, size)).mean() > 0.9995  # but for ties
