@@ -7,6 +7,7 @@ import yaml
 from segformerpp import cli
 from segformerpp.benchmark import gains
 from segformerpp.checkpoints import save
+from segformerpp.cli.tune import _budget
 from segformerpp.errors import UsageError
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata
@@ -132,6 +133,26 @@ def test_images_without_masks_and_interrupted(
     assert "interrupted: this is the best so far; the same command goes on" in captured.err
     assert "interrupted before it was checked" in out.read_text()
     assert MergePlan.parse(str(out)) in opened[:2]
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "min_agreement", "expected"),
+    [
+        (None, None, (0.3, 98.5)),
+        (2.0, None, (2.0, 90.0)),
+        (0.0, None, (0.0, 99.0)),
+        (30.0, None, (30.0, None)),
+        (0.3, 0.0, (0.3, 0.0)),
+        (None, 97.0, (None, 97.0)),
+    ],
+)
+def test_points_allow_few_labels_to_change(
+    max_drop: float | None,
+    min_agreement: float | None,
+    expected: tuple[float | None, float | None],
+) -> None:
+    budget = _budget("camvid", max_drop, min_agreement)
+    assert (budget.max_drop, budget.min_agreement) == expected
 
 
 @pytest.mark.parametrize(
