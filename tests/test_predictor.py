@@ -2,6 +2,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from segformerpp import predictor as predictor_module
+from segformerpp.batching import Network
 from segformerpp.data.images import ImageSource
 from segformerpp.errors import (
     CheckpointError,
@@ -48,8 +50,14 @@ def spy(predict: Predictor) -> list[tuple[int, ...]]:
         shapes.append(x.shape)
         return runtime(x)
 
-    predict.runtime = run  # type: ignore[assignment]
+    exchange(predict, run)
     return shapes
+
+
+def exchange(predict: Predictor, network: Network) -> None:
+    """Let another network do the work."""
+    predict.runtime = network  # type: ignore[assignment]
+    predict._task = replace(predict._task, runtime=network)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +179,7 @@ def test_windows_lie_where_they_should(random_model: Segformer, merge: str) -> N
 
     def label_map(**tiles: Any) -> np.ndarray:
         predict = Predictor(random_model, merge=merge, device="cpu", **tiles)
-        predict.runtime = network  # type: ignore[assignment]
+        exchange(predict, network)
         result = predict(picture(192, 272))
         assert result.network_seconds > 0
         return result.label_map
@@ -242,7 +250,7 @@ def small_memory(predict: Predictor, pixels: int) -> None:
             raise MemoryLimitError(f"{x[:, 0].size} pixels do not fit")
         return runtime(x)
 
-    predict.runtime = run  # type: ignore[assignment]
+    exchange(predict, run)
 
 
 @pytest.mark.parametrize("tile", [None, (80, 80)])

@@ -66,6 +66,8 @@ class Failure:
 
 
 Outcome = SegmentationResult | PoseResult | Failure
+#: Normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32.
+Network = Callable[[np.ndarray], np.ndarray]
 
 
 def known(outcome: Outcome) -> Callable[[], Outcome]:

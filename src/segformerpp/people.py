@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from segformerpp.arguments import Size
+from segformerpp.batching import Network, Outcome, Prepared, known
+from segformerpp.data.images import ImageSource
 from segformerpp.data.skeletons import Skeleton
 from segformerpp.errors import UsageError
 from segformerpp.models.config import Metadata
 from segformerpp.runtimes import Runtime
 from segformerpp.tasks.pose import PoseCodec, checked_box, to_image
+from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation import normalise
 
 #: Boxes of people (x, y, width, height) in image pixels; or the whole image as the one person's.
@@ -27,9 +32,10 @@ class PeopleFinder:
     Args:
         runtime: executes it.
         codec: cuts people out and reads heatmaps.
-        metadata: for the normalisation, and the names of the keypoints.
+        metadata: for the normalisation, and the names, colours and links of the keypoints.
         flip: whether to look at everyone in a mirror too, and take the mean.
         batch: how many people go through the network together at most.
+        detect: finds people in an image for which no boxes are given; None for one who fills it.
     """
 
     runtime: Runtime
@@ -37,6 +43,41 @@ class PeopleFinder:
     metadata: Metadata
     flip: bool
     batch: int
+    detect: Callable[[np.ndarray], Boxes] | None = None
+
+    def prepare(self, source: ImageSource, image: np.ndarray, boxes: Boxes | None) -> Prepared:
+        """Find out where people are in an image (H, W, 3) uint8, unless there are boxes.
+
+        Raises:
+            UsageError: if one of the boxes is none.
+        """
+        if boxes is None:
+            boxes = self.detect(image) if self.detect else "image"
+        return Prepared(source, image, image, None, checked_boxes(boxes, image))
+
+    def together(self, size: Size) -> int:
+        """How many images go through the network together: people of one alone do."""
+        return 1
+
+    def run(self, group: list[Prepared], network: Network) -> list[Callable[[], Outcome]]:
+        """Find the people's keypoints in an image; nothing is left to do."""
+        (prepared,) = group
+        assert prepared.boxes is not None
+        return [known(self.look(prepared.image, prepared.boxes, prepared.path))]
+
+    def look(self, image: np.ndarray, boxes: np.ndarray, path: Path | None = None) -> PoseResult:
+        """Find keypoints; see `find`."""
+        keypoints, seconds = self.find(image, boxes)
+        return PoseResult(
+            keypoints=keypoints,
+            boxes=boxes,
+            labels=self.metadata.labels,
+            skeleton=self.metadata.skeleton,
+            palette=self.metadata.palette,
+            image=image,
+            path=path,
+            network_seconds=seconds,
+        )
 
     def find(self, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, float]:
         """Find keypoints.

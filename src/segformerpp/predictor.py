@@ -6,7 +6,6 @@ import copy
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from segformerpp import checkpoints, runtimes
 from segformerpp.arguments import Size, checked_size, whole_number
-from segformerpp.batching import Failure, Outcome, Prepared, groups, known
+from segformerpp.batching import Failure, Network, Outcome, Prepared, groups, known
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.data.behind import run_ahead, run_behind
 from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
@@ -27,23 +26,20 @@ from segformerpp.data.skeletons import describe_poses
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.merging import MergePlan
 from segformerpp.merging.plan import is_auto
-from segformerpp.people import Boxes, PeopleFinder, checked_boxes
+from segformerpp.people import Boxes, PeopleFinder
 from segformerpp.reuse import FramesNetwork, Turn, checked_reuse
 from segformerpp.runtimes.memory import bytes_per_pixel
-from segformerpp.tasks import label_maps, segmentation
-from segformerpp.tasks.label_maps import LogitRows
+from segformerpp.segmenting import Segmenter
 from segformerpp.tasks.pose import PoseCodec, codec_of
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
-from segformerpp.tasks.windows import Tiling, Windows
+from segformerpp.tasks.windows import Tiling
 
 if TYPE_CHECKING:
     from segformerpp.auto_plan import AutoRuntime
     from segformerpp.models import Segformer
 
 logger = logging.getLogger(__name__)
-
-Network = Callable[[np.ndarray], np.ndarray]
 
 #: What `tile="auto"` means: images that would need more memory go in square tiles of this side,
 #: and no more images or tiles go together than fit into it.
@@ -147,8 +143,8 @@ class Predictor:
             self.metadata = describe_poses(self.metadata, network.config.num_outputs)
             if classes is not None:
                 raise UsageError("classes: of models that segment")
-        known_classes = describe(self.metadata, network.config.num_outputs)
-        self.labels, self.palette = known_classes.labels, known_classes.palette
+        outputs = describe(self.metadata, network.config.num_outputs)
+        self.labels, self.palette = outputs.labels, outputs.palette
         self._classes = None if classes is None else class_ids(classes, self.labels)
         if automatic and reuse_match != 1:
             raise UsageError("reuse_match: with a plan, not with merge auto")
@@ -156,38 +152,24 @@ class Predictor:
             *(reuse_match, self._plan, self._batch, self.metadata.task),
             tiles=not _without_tiles(tile),
         )
-        scale = self._plan.input_scale
-        self._least = network.config.min_image_size_at(scale)
+        least = network.config.min_image_size_at(self._plan.input_scale)
         if self._size:
-            _check_pixels(self._size, self._least)
+            _check_pixels(self._size, least)
         images = None
         if precision == "int8":  # whose graph takes images of any size down to a larger one
             from segformerpp.runtimes.sizes import least_size
 
-            self._least = max(least_size(network.config, self._plan))
+            least = max(least_size(network.config, self._plan))
         if calibrate is not None:
             if precision != "int8":
                 raise UsageError("calibrate: only for the precision int8")
             from segformerpp.calibration import Calibration
 
             images = Calibration(calibrate, network.metadata, self._size)
-        self._cell = math.ceil(4 / scale)
-        self._tiling: Tiling | None = None
-        self._most_pixels = sys.maxsize  # that go through the network together
-        if isinstance(tile, str) and tile == "auto":
-            limit = int(AUTO_TILE_BYTES / (bytes_per_pixel(network.config) * scale**2))
-            side = max(AUTO_TILE, self._least)
-            self._tiling = Tiling.of((side, side), overlap, self._least, above=limit)
-            self._most_pixels = limit
-        elif tile is not None:
-            self._tiling = Tiling.of(tile, overlap, self._least)
-        elif overlap is not None:
-            raise UsageError("overlap: only where there are tiles")
-        self._probabilities = probabilities
-        codec = self._codec(network, tile, flip)
+        tiling, pixels = _tiles(tile, overlap, least, network, self._plan)
+        codec = self._codec(tile, flip, probabilities, least)
         if detector and not codec:
             raise UsageError("detector: for models of poses")
-        self._detect: Callable[[np.ndarray], Boxes] = detector or (lambda _: "image")
         self._auto: AutoRuntime | None = None
         if automatic:
             from segformerpp.auto_plan import AutoRuntime
@@ -197,11 +179,25 @@ class Predictor:
             network, runtime, precision, device, threads, images
         )
         self._matching = None if self._reuse == 1 else runtimes.matching(self.runtime)
-        self._people: PeopleFinder | None = None
+        named = replace(self.metadata, labels=self.labels, palette=self.palette)
+        self._task: PeopleFinder | Segmenter
         if codec:
-            together = self._together(codec.size)
-            named = replace(self.metadata, labels=self.labels)
-            self._people = PeopleFinder(self.runtime, codec, named, flip, together)
+            together = max(1, min(self._batch, pixels // math.prod(codec.size)))
+            self._task = PeopleFinder(self.runtime, codec, named, flip, together, detector)
+        else:
+            self._task = Segmenter(
+                runtime=self.runtime,
+                metadata=named,
+                size=self._size,
+                least=least,
+                cell=math.ceil(4 / self._plan.input_scale),
+                tiling=tiling,
+                batch=self._batch,
+                pixels=pixels,
+                probabilities=probabilities,
+                classes=self._classes,
+                auto=self._auto,
+            )
 
     @property
     def merge_plan(self) -> MergePlan:
@@ -253,8 +249,7 @@ class Predictor:
             ImageError: if it cannot be read, or does not fit into the memory.
             UsageError: if a box is none, or there are boxes for a model that segments.
         """
-        if boxes is not None and self._people is None:
-            raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
+        self._check_boxes(boxes)
         return self._one(image, self.runtime, boxes)
 
     def calls(self, images: Iterable[ImageSource]) -> Iterator[Callable[[], SegmentationResult]]:
@@ -316,21 +311,16 @@ class Predictor:
             ImageError: if it cannot be read, or does not fit into the memory.
             UsageError: if the size is none, or has more pixels than an image may have.
         """
-        if self._people:
+        if isinstance(self._task, PeopleFinder):
             raise UsageError("logits: of models that segment")
         if size is not None:
             size = checked_size("size", size)
-            _check_pixels(size, self._least)
+            _check_pixels(size, self._task.least)
         prepared = self._prepare(image, size)
         if isinstance(prepared, Failure):
             raise prepared.error
         try:
-            if prepared.input is None:
-                windows, seconds = self._windows(prepared)
-                return windows[:, 0 : windows.shape[1]], sum(seconds)
-            start = time.perf_counter()
-            logits: np.ndarray = self.runtime(prepared.input[None])[0]
-            return logits, time.perf_counter() - start
+            return self._task.logits(prepared)
         except (MemoryLimitError, MemoryError) as error:
             failure = Failure.of_memory(image, error)
         raise failure.error
@@ -378,8 +368,7 @@ class Predictor:
             ImageError: if an image comes to nothing and there is no `on_error`.
             UsageError: if `images` is a single path, or there are boxes that make no sense.
         """
-        if boxes is not None and self._people is None:
-            raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
+        self._check_boxes(boxes)
         if isinstance(images, str | Path):
             raise UsageError(f"images: many of them, such as a list of paths, not {str(images)!r}")
         return self._stream(images, on_error, boxes or (lambda _: None))
@@ -394,7 +383,7 @@ class Predictor:
             return self._prepare(source, boxes=boxes(source))
 
         with closing(run_ahead(prepare, images, _WORKERS, self._ahead)) as prepared:
-            batches = groups(prepared, self._together)
+            batches = groups(prepared, self._task.together)
             network = self._network()
             steps = (step for batch in batches for step in self._run(batch, network))
             with closing(run_behind(steps, _WORKERS, waiting=self._batch)) as outcomes:
@@ -406,21 +395,25 @@ class Predictor:
                     else:
                         on_error(outcome.source, outcome.error)
 
-    def _codec(self, network: Checkpoint, tile: object, flip: bool) -> PoseCodec | None:
+    def _check_boxes(self, boxes: object) -> None:
+        if boxes is not None and not isinstance(self._task, PeopleFinder):
+            raise UsageError(f"boxes: for models of poses, and {self._name} is one of segmentation")
+
+    def _codec(self, tile: object, flip: bool, probabilities: bool, least: int) -> PoseCodec | None:
         """What turns boxes into inputs and heatmaps into keypoints; None for segmentation."""
-        if network.metadata.task != "pose":
+        if self.metadata.task != "pose":
             if flip:
                 raise UsageError("flip: for models of poses")
             return None
         if not _without_tiles(tile):
             raise UsageError("tile: for models that segment")
-        if self._probabilities:
+        if probabilities:
             raise UsageError("probabilities: of models that segment")
         if self._plan.input_scale != 1:
             raise UsageError("merge: plans that shrink the image are for models that segment")
         codec = codec_of(replace(self.metadata, image_size=self._size or self.metadata.image_size))
-        if min(codec.size) < self._least:
-            raise UsageError(f"size: at least {self._least} pixels on each side")
+        if min(codec.size) < least:
+            raise UsageError(f"size: at least {least} pixels on each side")
         return codec
 
     def _prepare(
@@ -428,27 +421,19 @@ class Predictor:
     ) -> Prepared | Failure:
         try:
             image = read_image(source)
-            if self._people:
-                people = checked_boxes(self._detect(image) if boxes is None else boxes, image)
-                return Prepared(source, image, image, None, people)
-            fitted = segmentation.fit(image, size or self._size, self._least)
-            tiled = self._tiling is not None and self._tiling.takes(fitted.shape[:2])
-            x = None if tiled else segmentation.normalise(fitted, self.metadata)
+            if isinstance(self._task, PeopleFinder):
+                return self._task.prepare(source, image, boxes)
+            return self._task.prepare(source, image, size)
         except ImageError as error:
             return Failure(source, error)
         except MemoryError as error:
             return Failure.of_memory(source, error)
-        return Prepared(source, image, fitted, x)
 
     def _ahead(self, latest: Prepared | Failure) -> int:
         """How many images may wait for the network."""
         if isinstance(latest, Failure):
             return _WORKERS
         return min(max(_AHEAD_BYTES // latest.nbytes, 1), self._batch + _WORKERS)
-
-    def _together(self, size: Size) -> int:
-        """How many images or windows of this size go through the network together."""
-        return max(1, min(self._batch, self._most_pixels // math.prod(size)))
 
     def _run(
         self, group: list[Prepared] | Failure, network: Network
@@ -457,95 +442,13 @@ class Predictor:
         if isinstance(group, Failure):
             return [known(group)]
         try:
-            if group[0].boxes is not None:
-                return [known(self._run_people(group[0], group[0].boxes))]
-            if group[0].input is None:
-                return [known(self._run_tiled(group[0]))]
-            return self._run_whole(group, network)
+            return self._task.run(group, network)
         except (MemoryLimitError, MemoryError) as error:
             failure = Failure.of_memory(group[0].source, error)
         # Not in the handler, where the error keeps alive what the network had allocated.
         if len(group) > 1:
             return [step for image in group for step in self._run([image], network)]
         return [known(failure)]
-
-    def _run_whole(self, group: list[Prepared], network: Network) -> list[Callable[[], Outcome]]:
-        start = time.perf_counter()
-        logits = network(np.stack([image.input for image in group if image.input is not None]))
-        seconds = (time.perf_counter() - start) / len(group)
-        return [
-            partial(self._try_to_finish, image, its_logits, seconds)
-            for image, its_logits in zip(group, logits, strict=True)
-        ]
-
-    def _run_people(self, prepared: Prepared, boxes: np.ndarray) -> PoseResult:
-        assert self._people is not None
-        keypoints, seconds = self._people.find(prepared.image, boxes)
-        return PoseResult(
-            keypoints=keypoints,
-            boxes=boxes,
-            labels=self.labels,
-            skeleton=self.metadata.skeleton,
-            palette=self.palette,
-            image=prepared.image,
-            path=prepared.path,
-            network_seconds=seconds,
-        )
-
-    def _run_tiled(self, prepared: Prepared) -> SegmentationResult:
-        logits, seconds = self._windows(prepared)
-        return replace(self._finish(prepared, logits, 0), network_seconds=sum(seconds))
-
-    def _windows(self, prepared: Prepared) -> tuple[Windows, list[float]]:
-        """Logits that are computed as they are read, and the seconds that this takes then."""
-        assert self._tiling is not None
-        logger.info("%s: %d x %d pixels go in tiles", prepared.path, *prepared.size)
-        seconds: list[float] = []
-
-        def network(windows: np.ndarray) -> np.ndarray:
-            x = np.stack([segmentation.normalise(window, self.metadata) for window in windows])
-            start = time.perf_counter()
-            logits = self.runtime(x)
-            seconds.append(time.perf_counter() - start)
-            return logits
-
-        batch = self._together(self._tiling.tile)
-        classes = len(self.labels)
-        windows = Windows(prepared.fitted, network, classes, self._tiling, self._cell, batch)
-        return windows, seconds
-
-    def _try_to_finish(self, prepared: Prepared, logits: np.ndarray, seconds: float) -> Outcome:
-        try:
-            return self._finish(prepared, logits, seconds)
-        except MemoryError as error:
-            return Failure.of_memory(prepared.source, error)
-
-    def _finish(self, prepared: Prepared, logits: LogitRows, seconds: float) -> SegmentationResult:
-        size = (prepared.image.shape[0], prepared.image.shape[1])
-        softmax = None
-        if self._probabilities:
-            logits = logits[:, 0 : logits.shape[1]]  # those of windows can be read only once
-            softmax = segmentation.probabilities(logits, size, classes=self._classes)
-        label_map = label_maps.from_logits(logits, size)
-        if self._classes is not None:
-            label_map = segmentation.keep_classes(label_map, self._classes, len(self.labels))
-        return SegmentationResult(
-            label_map=label_map,
-            labels=self.labels,
-            palette=self.palette,
-            image=prepared.image,
-            path=prepared.path,
-            probabilities=softmax,
-            network_seconds=seconds,
-            classes=self._classes,
-            merge=self._auto.choose(self._seen(prepared)) if self._auto else "",
-        )
-
-    def _seen(self, prepared: Prepared) -> Size:
-        """(H, W) that the network sees of an image, at once."""
-        if prepared.input is None and self._tiling:
-            return self._tiling.tile
-        return prepared.size
 
 
 def _check_pixels(size: Size, least: int) -> None:
@@ -576,3 +479,26 @@ def open_trained(
 
 def _without_tiles(tile: object) -> bool:
     return tile is None or (isinstance(tile, str) and tile == "auto")
+
+
+def _tiles(
+    tile: Size | str | None,
+    overlap: SupportsIndex | Size | None,
+    least: int,
+    network: Checkpoint,
+    plan: MergePlan,
+) -> tuple[Tiling | None, int]:
+    """Which images go in tiles, and how many pixels go through the network together at most.
+
+    Raises:
+        UsageError: if tile or overlap are none, or there is an overlap of nothing.
+    """
+    if isinstance(tile, str) and tile == "auto":
+        limit = int(AUTO_TILE_BYTES / (bytes_per_pixel(network.config) * plan.input_scale**2))
+        side = max(AUTO_TILE, least)
+        return Tiling.of((side, side), overlap, least, above=limit), limit
+    if tile is not None:
+        return Tiling.of(cast(Size, tile), overlap, least), sys.maxsize
+    if overlap is not None:
+        raise UsageError("overlap: only where there are tiles")
+    return None, sys.maxsize

@@ -194,23 +194,15 @@ def _person(
     """A person, cut out."""
     metadata = describe_poses(checkpoint.metadata, checkpoint.config.num_outputs)
     points = describe(metadata, checkpoint.config.num_outputs)
-    metadata = replace(metadata, labels=points.labels)
+    metadata = replace(metadata, labels=points.labels, palette=points.palette)
     codec = codec_of(replace(metadata, image_size=size or metadata.image_size))
     least = checkpoint.config.min_image_size
     if min(codec.size) < least:
         raise UsageError(f"size: at least {least} pixels on each side")
     boxes = checked_boxes("image" if box is None else [box], pixels)
     people = PeopleFinder(runtime, codec, metadata, flip=False, batch=1)
-
-    def look() -> PoseResult:
-        keypoints, seconds = people.find(pixels, boxes)
-        return PoseResult(
-            *(keypoints, boxes, points.labels, metadata.skeleton, points.palette, pixels),
-            network_seconds=seconds,
-        )
-
     transform = codec.transform(boxes[0])
-    return _Scene(codec.crop(pixels, transform), look, transform)
+    return _Scene(codec.crop(pixels, transform), lambda: people.look(pixels, boxes), transform)
 
 
 def _places(
