@@ -56,6 +56,22 @@ def folder(rows: list[Row]) -> Iterable[list[str]]:
         yield [f"`{row['merge']}`", *cells]
 
 
+def label_maps(rows: list[Row]) -> Iterable[list[str]]:
+    """Label maps from logits, beside the usual way."""
+    yield [
+        "image",
+        "all logits resized, ms",
+        "ours, ms",
+        "times as fast",
+        "the same labels",
+    ]
+    for row in rows:
+        cells = ["withheld"] * 3
+        if not row["withheld"]:
+            cells = [f"{row[key]:.1f}" for key in ("usual_ms", "ours_ms", "speed_up")]
+        yield [row["size"], *cells, f"{row['same']:.2f} %"]
+
+
 def bench(rows: list[Row]) -> Iterable[list[str]]:
     """What `segformerpp bench` wrote: a row for each setting, a column for each plan."""
     plans = list(dict.fromkeys(row["merge"] for row in rows))
@@ -178,6 +194,7 @@ TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "peers": peers,
     "memory": memory,
     "folder": folder,
+    "label_maps": label_maps,
     "bench": bench,
     "int8": int8,
     "accuracy": accuracy,
