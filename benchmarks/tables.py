@@ -69,7 +69,7 @@ def label_maps(rows: list[Row]) -> Iterable[list[str]]:
         cells = ["withheld"] * 3
         if not row["withheld"]:
             cells = [f"{row[key]:.1f}" for key in ("usual_ms", "ours_ms", "speed_up")]
-        yield [row["size"], *cells, f"{row['same']:.2f} %"]
+        yield [row["size"], *cells, f"{row['agreement']:.2f} %"]
 
 
 def bench(rows: list[Row]) -> Iterable[list[str]]:

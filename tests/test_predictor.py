@@ -56,7 +56,6 @@ def spy(predict: Predictor) -> list[tuple[int, ...]]:
 
 def exchange(predict: Predictor, network: Network) -> None:
     """Let another network do the work."""
-    predict.runtime = network  # type: ignore[assignment]
     predict._task = replace(predict._task, runtime=network)  # type: ignore[arg-type]
 
 

@@ -56,18 +56,24 @@ class PeopleFinder:
         return Prepared(source, image, image, None, checked_boxes(boxes, image))
 
     def together(self, size: Size) -> int:
-        """How many images go through the network together: people of one alone do."""
+        """1: people of different images do not go through the network together."""
         return 1
 
     def run(self, group: list[Prepared], network: Network) -> list[Callable[[], Outcome]]:
         """Find the people's keypoints in an image; nothing is left to do."""
         (prepared,) = group
         assert prepared.boxes is not None
-        return [known(self.look(prepared.image, prepared.boxes, prepared.path))]
+        return [known(self.find(prepared.image, prepared.boxes, prepared.path))]
 
-    def look(self, image: np.ndarray, boxes: np.ndarray, path: Path | None = None) -> PoseResult:
-        """Find keypoints; see `find`."""
-        keypoints, seconds = self.find(image, boxes)
+    def find(self, image: np.ndarray, boxes: np.ndarray, path: Path | None = None) -> PoseResult:
+        """Find keypoints.
+
+        Args:
+            image: (H, W, 3) uint8.
+            boxes: (P, 4) float64: x, y, width, height of each person.
+            path: the file that the image is from.
+        """
+        keypoints, seconds = self._keypoints(image, boxes)
         return PoseResult(
             keypoints=keypoints,
             boxes=boxes,
@@ -79,16 +85,10 @@ class PeopleFinder:
             network_seconds=seconds,
         )
 
-    def find(self, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, float]:
-        """Find keypoints.
+    def _keypoints(self, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, float]:
+        """Those of `PoseResult`, and the seconds that the network took.
 
-        Args:
-            image: (H, W, 3) uint8.
-            boxes: (P, 4) float64: x, y, width, height of each person.
-
-        Returns:
-            (P, K, 3) float32: x, y in image pixels and the confidence, which is 0 for people whose
-            box lies outside the image; and the seconds that the network took.
+        The confidence is 0 for people whose box lies outside the image.
         """
         found = np.zeros((len(boxes), len(self.metadata.labels), 3), np.float32)
         seconds = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from segformerpp.merging import MergePlan
 from segformerpp.merging.plan import is_auto
 from segformerpp.people import Boxes, PeopleFinder
 from segformerpp.reuse import FramesNetwork, Turn, checked_reuse
+from segformerpp.runtimes import Runtime
 from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.segmenting import Segmenter
 from segformerpp.tasks.pose import PoseCodec, codec_of
@@ -38,8 +38,6 @@ from segformerpp.tasks.windows import Tiling
 if TYPE_CHECKING:
     from segformerpp.auto_plan import AutoRuntime
     from segformerpp.models import Segformer
-
-logger = logging.getLogger(__name__)
 
 #: What `tile="auto"` means: images that would need more memory go in square tiles of this side,
 #: and no more images or tiles go together than fit into it.
@@ -175,18 +173,18 @@ class Predictor:
             from segformerpp.auto_plan import AutoRuntime
 
             self._auto = AutoRuntime(network, runtime, precision, device, threads)
-        self.runtime = self._auto or runtimes.create(
+        executor = self._auto or runtimes.create(
             network, runtime, precision, device, threads, images
         )
-        self._matching = None if self._reuse == 1 else runtimes.matching(self.runtime)
+        self._matching = None if self._reuse == 1 else runtimes.matching(executor)
         named = replace(self.metadata, labels=self.labels, palette=self.palette)
         self._task: PeopleFinder | Segmenter
         if codec:
             together = max(1, min(self._batch, pixels // math.prod(codec.size)))
-            self._task = PeopleFinder(self.runtime, codec, named, flip, together, detector)
+            self._task = PeopleFinder(executor, codec, named, flip, together, detector)
         else:
             self._task = Segmenter(
-                runtime=self.runtime,
+                runtime=executor,
                 metadata=named,
                 size=self._size,
                 least=least,
@@ -198,6 +196,11 @@ class Predictor:
                 classes=self._classes,
                 auto=self._auto,
             )
+
+    @property
+    def runtime(self) -> Runtime:
+        """See the class."""
+        return self._task.runtime
 
     @property
     def merge_plan(self) -> MergePlan:

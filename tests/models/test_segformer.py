@@ -284,10 +284,17 @@ def test_gradients_of_attention_to_few_keys(
     exact = F.scaled_dot_product_attention(q, k, v, mask)
     up = torch.randn_like(exact)
     expected = [exact, *torch.autograd.grad(exact, qkv, up)]
-    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # not what is called here
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # not what is called for few
+    with pytest.raises(TypeError):
+        attention._attend(q, k, v, mask)  # float32
+    with pytest.raises(TypeError), torch.no_grad():
+        attention._attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), None)
     q, k, v = halves = [x.bfloat16() for x in qkv]
     out = attention._attend(q, k, v, None if mask is None else mask.bfloat16())
     found = [out, *torch.autograd.grad(out, halves, up.bfloat16())]
+    monkeypatch.setattr(attention, "_FEW_KEYS", 11)
+    with pytest.raises(TypeError):
+        attention._attend(q, k, v, None)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.bfloat16
         torch.testing.assert_close(one.float(), other, atol=0.05, rtol=0.05)

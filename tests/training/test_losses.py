@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segformerpp.training import losses
 from segformerpp.training.losses import (
     class_weights,
     cross_entropy,
@@ -23,11 +24,50 @@ def case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_equals_pytorch(weights: torch.Tensor | None) -> None:
+@pytest.mark.parametrize("size", [(12, 20), (3, 5), (9, 15), (12, 15), (13, 20), (2, 4)])
+@pytest.mark.parametrize("strip", [2**19, 500, 1])
+def test_equals_pytorch(
+    weights: torch.Tensor | None,
+    size: tuple[int, int],
+    strip: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(losses, "_STRIP_LOGITS", strip)
     logits, masks = case()
-    full = F.interpolate(logits, (12, 20), mode="bilinear", align_corners=False)
-    expected = F.cross_entropy(full, masks.long(), weights, ignore_index=255)
-    torch.testing.assert_close(cross_entropy(logits, masks, weights), expected)
+    masks = masks.repeat(1, 2, 2)[:, 2 : 2 + size[0], : size[1]]
+    full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    expected = 3 * F.cross_entropy(full, masks.long(), weights, ignore_index=255)
+    found = 3 * cross_entropy(logits, masks, weights)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits)
+    )
+
+
+def test_large_logits_are_not_made_for_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_STRIP_LOGITS", 4 * 2**10)
+    logits, masks = torch.randn(1, 4, 64, 8, requires_grad=True), torch.zeros(1, 256, 32)
+    largest = 0
+
+    def count(kept: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, kept.numel())
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
+        cross_entropy(logits, masks.byte()).backward()
+    assert 0 < largest < logits[..., 0].numel() * 32 * 4
+
+
+def test_the_loss_of_half_precision_can_be_scaled() -> None:
+    logits, masks = case()
+    half = logits.detach().half().requires_grad_()
+    (cross_entropy(half, masks) * 2**16).backward()
+    cross_entropy(logits, masks).backward()
+    assert half.grad is not None
+    assert logits.grad is not None
+    assert half.grad.dtype == torch.float16
+    torch.testing.assert_close(half.grad.float() / 2**16, logits.grad, atol=1e-4, rtol=1e-2)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])

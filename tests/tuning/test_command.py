@@ -136,22 +136,27 @@ def test_images_without_masks_and_interrupted(
 
 
 @pytest.mark.parametrize(
-    ("max_drop", "min_agreement", "expected"),
+    ("data", "max_drop", "min_agreement", "expected"),
     [
-        (None, None, (0.3, 98.5)),
-        (2.0, None, (2.0, 90.0)),
-        (0.0, None, (0.0, 99.0)),
-        (30.0, None, (30.0, None)),
-        (0.3, 0.0, (0.3, 0.0)),
-        (None, 97.0, (None, 97.0)),
+        ("camvid", None, None, (0.3, 98.5)),
+        ("camvid", 2.0, None, (2.0, 90.0)),
+        ("camvid", 0.0, None, (0.0, 99.0)),
+        ("camvid", 30.0, None, (30.0, None)),
+        ("camvid", 0.3, 0.0, (0.3, 0.0)),
+        ("camvid", None, 0.0, (0.3, 0.0)),
+        ("camvid", None, 97.0, (None, 97.0)),
+        ("images", None, None, (None, 98.0)),
+        ("images", None, 99.0, (None, 99.0)),
+        ("coco", None, None, (0.3, None)),
     ],
 )
 def test_points_allow_few_labels_to_change(
+    data: str,
     max_drop: float | None,
     min_agreement: float | None,
     expected: tuple[float | None, float | None],
 ) -> None:
-    budget = _budget("camvid", max_drop, min_agreement)
+    budget = _budget(data, max_drop, min_agreement)
     assert (budget.max_drop, budget.min_agreement) == expected
 
 

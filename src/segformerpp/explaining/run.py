@@ -202,7 +202,7 @@ def _person(
     boxes = checked_boxes("image" if box is None else [box], pixels)
     people = PeopleFinder(runtime, codec, metadata, flip=False, batch=1)
     transform = codec.transform(boxes[0])
-    return _Scene(codec.crop(pixels, transform), lambda: people.look(pixels, boxes), transform)
+    return _Scene(codec.crop(pixels, transform), lambda: people.find(pixels, boxes), transform)
 
 
 def _places(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from segformerpp.merging import StageMerge
 from segformerpp.merging.match import Grid, Matches, match
 
-#: Up to so many, the gradient of PyTorch's fused attention takes 1.2 to 9 times as long in bfloat16
-#: on a CPU as that of the matrices written out; with more, or in float32, it is the faster.
+#: Up to so many, PyTorch's fused attention and its gradient take longer in bfloat16 on a CPU than
+#: the matrices written out: 5 times as long with 36 keys, 1.2 times with 128. With more, or in
+#: float32, they do not.
 _FEW_KEYS = 128
 
 
@@ -75,11 +77,14 @@ class Attention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of queries (B, heads, N, d) to keys and values (B, heads, M, d)."""
-    in_training = torch.is_grad_enabled() and q.requires_grad
-    if in_training and q.is_cpu and q.dtype == torch.bfloat16 and k.shape[2] <= _FEW_KEYS:
+    """Attention of queries (B, heads, N, d) to keys and values (B, heads, M, d).
+
+    The mask (B, 1, 1, M), if there is one, is added to the scores.
+    """
+    differentiated = torch.is_grad_enabled() and q.requires_grad
+    if differentiated and q.is_cpu and q.dtype == torch.bfloat16 and k.shape[2] <= _FEW_KEYS:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        return (scores if mask is None else scores + mask).softmax(3).to(v.dtype) @ v
+        return (scores if mask is None else scores + mask).softmax(3) @ v
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
@@ -94,4 +99,11 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Mix: (B, N, C) -> (B, N, C)."""
-        return self.fc2(F.gelu(to_tokens(self.dwconv(to_image(self.fc1(x), grid)))))
+        y = to_tokens(self.dwconv(to_image(self.fc1(x), grid)))
+        if self.training and torch.is_grad_enabled():
+            # The GELU is cheap to make again, and its output is a third of what would be kept.
+            return checkpoint(self._gelu_fc2, y, use_reentrant=False, preserve_rng_state=False)
+        return self._gelu_fc2(y)
+
+    def _gelu_fc2(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(x))

@@ -33,7 +33,7 @@ class DecodeHead(nn.Module):
             self.scale_norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in config.dims)
         self.fuse = nn.Conv2d(dim * len(config.dims), dim, 1, bias=False)  # in order of the stages
         self.fuse_norm = nn.BatchNorm2d(dim)
-        self.dropout = nn.Dropout2d(config.dropout)
+        self.dropout = nn.Dropout2d(config.dropout, inplace=True)
         self.classifier = nn.Conv2d(dim, config.num_outputs, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -64,7 +64,8 @@ class DecodeHead(nn.Module):
         assert fused is not None
         if self.training:
             fused = self.fuse_norm(fused)
-        return self.classifier(self.dropout(F.relu(fused, inplace=True)))
+        # Channels that are dropped may as well be so before the ReLU: then both are in place.
+        return self.classifier(F.relu(self.dropout(fused), inplace=True))
 
     def _scale(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         """The layer of one scale of the ``conv`` kind: (B, C_i, H_i, W_i) -> (B, D, H_i, W_i)."""

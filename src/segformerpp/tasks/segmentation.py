@@ -97,6 +97,6 @@ def _strips(logits: LogitRows, size: Size) -> Iterator[tuple[int, np.ndarray]]:
         yield top, rows[:, upper - first] * (1 - weight) + rows[:, lower - first] * weight
 
 
-def _widen(rows: np.ndarray, width: int, out: np.ndarray | None = None) -> np.ndarray:
+def _widen(rows: np.ndarray, width: int) -> np.ndarray:
     """Resize (rows, w) float32 in width only."""
-    return cv2.resize(rows, (width, rows.shape[0]), dst=out, interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(rows, (width, rows.shape[0]), interpolation=cv2.INTER_LINEAR)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from segformerpp.data.masks import IGNORED
 
@@ -16,6 +18,9 @@ from segformerpp.data.masks import IGNORED
 _LEAST_HARD = 1 / 16
 #: Every how many pixels, in both directions, the Lovasz loss looks: sorting all takes long.
 _EVERY = 4
+#: Resized logits that are worked on at a time: they stay in a processor's cache, and keep a
+#: graphics card busy.
+_STRIP_LOGITS, _STRIP_LOGITS_ELSEWHERE = 2**19, 2**24
 
 
 def segmentation_loss(
@@ -26,9 +31,10 @@ def segmentation_loss(
     lovasz: float = 0.0,
 ) -> Tensor:
     """`cross_entropy`, plus `lovasz` times `lovasz_softmax`; the arguments are theirs."""
+    if not lovasz:
+        return cross_entropy(logits, masks, weights, ohem)
     logits = _fitted(logits, masks)  # once for both
-    loss = cross_entropy(logits, masks, weights, ohem)
-    return loss + lovasz * lovasz_softmax(logits, masks) if lovasz else loss
+    return cross_entropy(logits, masks, weights, ohem) + lovasz * lovasz_softmax(logits, masks)
 
 
 def cross_entropy(
@@ -47,12 +53,14 @@ def cross_entropy(
         A scalar of this process whose mean over the processes is the loss of them all, which is
         what data-parallel training takes the mean of; 0 where no pixel counts.
     """
+    factor = masks.shape[1] // logits.shape[2]
+    if not ohem and masks.shape[1:] == (logits.shape[2] * factor, logits.shape[3] * factor):
+        total, share = _InStrips.apply(logits, masks, weights, factor)
+        return _mean(total, share)
     logits = _fitted(logits, masks)
     masks = masks.long()
     losses = F.cross_entropy(logits, masks, weights, ignore_index=IGNORED, reduction="none")
-    share = (masks != IGNORED).to(losses.dtype)
-    if weights is not None:
-        share = share * weights[masks.clamp(max=len(weights) - 1)]
+    share = _share(masks, weights)
     if ohem:
         with torch.no_grad():
             plain = losses if weights is None else losses / share.clamp(min=1e-12)
@@ -62,6 +70,56 @@ def cross_entropy(
         share = share * (plain.view_as(share) >= limit)
         losses = losses * (share > 0)
     return _mean(losses.sum(), share.sum())
+
+
+class _InStrips(torch.autograd.Function):
+    """The sum of the cross-entropy, and of what counts, with logits resized a strip at a time.
+
+    The gradient is made along with it, so that neither full-size logits nor anything of their size
+    is kept: for 19 classes and 1024x1024 pixels they and what becomes of them take 240 MB.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, masks: Tensor, weights: Tensor | None, factor: int
+    ) -> tuple[Tensor, Tensor]:
+        """Of logits (B, K, h, w) and masks (B, h * factor, w * factor)."""
+        values, height = logits.detach().float(), logits.shape[2]
+        gradient = torch.zeros_like(values)
+        total, share = values.new_zeros(()), values.new_zeros(())
+        at_once = _STRIP_LOGITS if values.is_cpu else _STRIP_LOGITS_ELSEWHERE
+        rows = max(at_once // (values[:, :, 0].numel() * factor**2), 1)
+        for first in range(0, height, rows):
+            end = min(first + rows, height)
+            # With the rows beside them, which the resized ones depend on.
+            near = slice(max(first - 1, 0), min(end + 1, height))
+            part = values[:, :, near].requires_grad_()
+            strip = masks[:, first * factor : end * factor].long()
+            with torch.enable_grad():
+                large = F.interpolate(part, scale_factor=factor, mode="bilinear")
+                above = (first - near.start) * factor
+                large = large[:, :, above : above + strip.shape[1]]
+                loss = F.cross_entropy(large, strip, weights, ignore_index=IGNORED, reduction="sum")
+            gradient[:, :, near] += torch.autograd.grad(loss, part)[0]
+            total += loss.detach()
+            share += _share(strip, weights).sum()
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        ctx.mark_non_differentiable(share)
+        return total, share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor, share: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the first result alone."""
+        (gradient,) = ctx.saved_tensors
+        return (gradient * total).to(ctx.dtype), None, None, None
+
+
+def _share(masks: Tensor, weights: Tensor | None) -> Tensor:
+    """What each pixel counts: 1, or the weight of its class; ignored ones 0."""
+    counts = (masks != IGNORED).float()
+    return counts if weights is None else counts * weights[masks.clamp(max=len(weights) - 1)]
 
 
 def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
