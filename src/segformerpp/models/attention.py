@@ -99,11 +99,13 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Mix: (B, N, C) -> (B, N, C)."""
-        y = to_tokens(self.dwconv(to_image(self.fc1(x), grid)))
+        hidden = self.fc1(x)
         if self.training and torch.is_grad_enabled():
-            # The GELU is cheap to make again, and its output is a third of what would be kept.
-            return checkpoint(self._gelu_fc2, y, use_reentrant=False, preserve_rng_state=False)
-        return self._gelu_fc2(y)
+            # Two thirds of the hidden features, the largest of all, are cheap to make again.
+            return checkpoint(
+                self._mixed, hidden, grid, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._mixed(hidden, grid)
 
-    def _gelu_fc2(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(x))
+    def _mixed(self, hidden: Tensor, grid: Grid) -> Tensor:
+        return self.fc2(F.gelu(to_tokens(self.dwconv(to_image(hidden, grid)))))
