@@ -28,8 +28,8 @@ pip install segformerpp
 ```python
 import segformerpp as sfpp
 
-model = sfpp.load("{where}")          # x: (B, {channels}, H, W) -> logits (B, {outputs}, h, w)
-model = sfpp.load("{where}", merge="hq")   # faster on large images
+model = sfpp.load("{where}")  # x: (B, {channels}, H, W) -> logits (B, {outputs}, h, w)
+model = sfpp.load("{where}", merge="hq")  # faster on large images
 predict = sfpp.Predictor("{where}")
 """,
     "huggingface": """\
