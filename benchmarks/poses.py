@@ -39,7 +39,7 @@ def main() -> None:
     for pair in args.trained:
         plan, _, model = pair.partition("=")
         [row] = _evaluated(args.root, model, [plan], args.images)
-        rows.append({**row, "trained_with": plan})
+        rows.append({**row, "model": args.model, "trained_with": plan})
     args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 

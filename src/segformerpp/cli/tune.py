@@ -84,9 +84,10 @@ def tune(
         keypoints: YAML file with the skeleton of people (default: that in their JSON)
         check_split: another part, to check with (default: every third image of --split)
         max_drop: points of mIoU, of people PCK@0.1, that a plan may lose (default: 0.3, unless
-            there is --min-agreement)
+            there is a --min-agreement above 0)
         min_agreement: percent of the labels that must stay as they are without merging, of people
-            the keypoints (default: with masks all but 5 for each point of --max-drop, without 98)
+            the keypoints (default: with masks all but 5 for each point of --max-drop, or but 1 if
+            that is more; for images 98; for people any)
         model: name, file, folder or hub id
         runtime: what the plan is to run in: auto, torch, torch-compiled, openvino, onnxruntime
         precision: auto, f32, bf16, f16; with commas between, the plan is searched in the first, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,17 @@ def cross_entropy(
         what data-parallel training takes the mean of; 0 where no pixel counts.
     """
     factor = masks.shape[1] // logits.shape[2]
-    if not ohem and masks.shape[1:] == (logits.shape[2] * factor, logits.shape[3] * factor):
+    differentiated = torch.is_grad_enabled() and logits.requires_grad
+    if (
+        differentiated
+        and not ohem
+        and masks.shape[1:] == (logits.shape[2] * factor, logits.shape[3] * factor)
+    ):
         total, share = _InStrips.apply(logits, masks, weights, factor)
         return _mean(total, share)
     logits = _fitted(logits, masks)
     masks = masks.long()
-    losses = F.cross_entropy(logits, masks, weights, ignore_index=IGNORED, reduction="none")
+    losses = _losses(logits, masks, weights)
     share = _share(masks, weights)
     if ohem:
         with torch.no_grad():
@@ -88,19 +94,21 @@ class _InStrips(torch.autograd.Function):
         gradient = torch.zeros_like(values)
         total, share = values.new_zeros(()), values.new_zeros(())
         at_once = _STRIP_LOGITS if values.is_cpu else _STRIP_LOGITS_ELSEWHERE
-        rows = max(at_once // (values[:, :, 0].numel() * factor**2), 1)
-        for first in range(0, height, rows):
+        row = values[0, :, 0].numel() * factor**2
+        images, rows = max(at_once // (row * height), 1), max(at_once // row, 1)
+        for image, first in product(range(0, len(values), images), range(0, height, rows)):
             end = min(first + rows, height)
             # With the rows beside them, which the resized ones depend on.
             near = slice(max(first - 1, 0), min(end + 1, height))
-            part = values[:, :, near].requires_grad_()
-            strip = masks[:, first * factor : end * factor].long()
+            group = slice(image, image + images)
+            part = values[group, :, near].requires_grad_()
+            strip = masks[group, first * factor : end * factor].long()
             with torch.enable_grad():
                 large = F.interpolate(part, scale_factor=factor, mode="bilinear")
                 above = (first - near.start) * factor
                 large = large[:, :, above : above + strip.shape[1]]
-                loss = F.cross_entropy(large, strip, weights, ignore_index=IGNORED, reduction="sum")
-            gradient[:, :, near] += torch.autograd.grad(loss, part)[0]
+                loss = _losses(large, strip, weights).sum()
+            gradient[group, :, near] += torch.autograd.grad(loss, part)[0]
             total += loss.detach()
             share += _share(strip, weights).sum()
         ctx.save_for_backward(gradient)
@@ -114,6 +122,11 @@ class _InStrips(torch.autograd.Function):
         """Of the first result alone."""
         (gradient,) = ctx.saved_tensors
         return (gradient * total).to(ctx.dtype), None, None, None
+
+
+def _losses(logits: Tensor, masks: Tensor, weights: Tensor | None) -> Tensor:
+    """The cross-entropy of each pixel; 0 of ignored ones."""
+    return F.cross_entropy(logits, masks, weights, ignore_index=IGNORED, reduction="none")
 
 
 def _share(masks: Tensor, weights: Tensor | None) -> Tensor:
