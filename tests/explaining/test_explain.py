@@ -116,7 +116,7 @@ def test_people():
     difference = (keypoints(found.merged) - keypoints(found.without))[0, :, :2]
     distances = np.linalg.norm(difference, axis=1)
     assert [row["moved_px"] for row in rows[1:15]] == pytest.approx(distances, abs=0.01)
-    assert found.size == (128, 128)
+    assert found.size == (192, 192)
 
 
 @pytest.mark.parametrize(("outputs", "known"), [(17, "coco"), (20, "jbd")])
