@@ -32,10 +32,8 @@ def segmentation_loss(
     lovasz: float = 0.0,
 ) -> Tensor:
     """`cross_entropy`, plus `lovasz` times `lovasz_softmax`; the arguments are theirs."""
-    if not lovasz:
-        return cross_entropy(logits, masks, weights, ohem)
-    logits = _fitted(logits, masks)  # once for both
-    return cross_entropy(logits, masks, weights, ohem) + lovasz * lovasz_softmax(logits, masks)
+    loss = cross_entropy(logits, masks, weights, ohem)
+    return loss + lovasz * lovasz_softmax(logits, masks) if lovasz else loss
 
 
 def cross_entropy(
@@ -148,9 +146,7 @@ def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
     Returns:
         A scalar from 0 to 1; 0 where no pixel counts.
     """
-    logits = _fitted(logits, masks)
-    first = _EVERY // 2
-    logits, masks = (x[..., first::_EVERY, first::_EVERY] for x in (logits, masks))
+    logits, masks = _every_fourth(logits, masks)
     counts = masks != IGNORED
     shares, ids = logits.softmax(1).movedim(1, -1)[counts], masks[counts]  # (N, K), (N,)
     losses = []
@@ -164,6 +160,22 @@ def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
         # Not a product of vectors, which autocast would round.
         losses.append((errors * jaccard.diff(prepend=jaccard.new_zeros(1))).sum())
     return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+
+def _every_fourth(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Resized logits and masks at every fourth pixel of both directions, from the third on."""
+    first = _EVERY // 2
+    sampled = masks[..., first::_EVERY, first::_EVERY]
+    height, width = (size * _EVERY for size in logits.shape[2:])
+    if masks.shape[1:] != (height, width):
+        return _fitted(logits, masks)[..., first::_EVERY, first::_EVERY], sampled
+    # One pixel for each logit: between it and the next ones, and no others have to be made.
+    logits, between = logits.float(), (first + 0.5) / _EVERY - 0.5
+    for dim in (2, 3):
+        after = logits.narrow(dim, 1, logits.shape[dim] - 1)
+        after = torch.cat([after, logits.narrow(dim, logits.shape[dim] - 1, 1)], dim)
+        logits = logits.lerp(after, between)
+    return logits, sampled
 
 
 def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
