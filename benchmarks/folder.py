@@ -2,10 +2,11 @@
 
     python benchmarks/folder.py --json benchmarks/results/folder.json
 
-In turns: the network alone, on inputs in memory; and what `segformerpp predict FOLDER --save
-labels` does: decode, pre-process, resize, argmax, write label maps as PNG, overlapping the network.
-The images are crops of samples/highway.png, enlarged, with a little noise as cameras have it
-(noise makes PNG files large and slow), unless --images names a folder of your own.
+In turns: the network alone, on inputs in memory, one by one and several at the same time (the
+faster counts); and what `segformerpp predict FOLDER --save labels` does: decode, pre-process,
+resize, argmax, write label maps as PNG, overlapping the network. The images are crops of
+samples/highway.png, enlarged, with a little noise as cameras have it (noise makes PNG files large
+and slow), unless --images names a folder of your own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bare_network
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -74,7 +76,6 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     table = Table("plan", "network ms", "folder ms", "on top", "MB of each PNG")
     with tempfile.TemporaryDirectory() as name, Progress(transient=True) as progress:
-        task = progress.add_task("measuring", total=2 * len(args.merge) * args.rounds)
         source = args.images or Path(name, "images")
         if not args.images:
             source.mkdir()
@@ -87,12 +88,13 @@ def main() -> None:
             )
             x = normalise(read_image(files[0].path), predictor.metadata)[None]
             candidates = {
-                "network": partial(network_alone, predictor, x, len(files)),
+                **bare_network.candidates(predictor, x, len(files)),
                 "folder": partial(whole_folder, predictor, files, Path(name, plan)),
             }
+            task = progress.add_task(plan, total=len(candidates) * args.rounds)
             interleave(candidates, 1)  # to warm up
-            timings = interleave(candidates, args.rounds, lambda: progress.advance(task))
-            alone, whole = timings["network"], timings["folder"]
+            timings = interleave(candidates, args.rounds, partial(progress.advance, task))
+            alone, whole = bare_network.fastest(timings), timings["folder"]
             meaningless = alone.meaningless or whole.meaningless
             on_top = None if meaningless else round(whole.median / alone.median - 1, 3)
             rows.append(
@@ -115,14 +117,6 @@ def main() -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def network_alone(predictor: sfpp.Predictor, x: np.ndarray, count: int) -> list[float]:
-    """Seconds for each of so many images."""
-    start = time.perf_counter()
-    for _ in range(count):
-        predictor.runtime(x)
-    return [(time.perf_counter() - start) / count]
 
 
 def whole_folder(predictor: sfpp.Predictor, files: list[ImageFile], out: Path) -> list[float]:

@@ -3,8 +3,9 @@
     python benchmarks/video.py highway.mp4 --json benchmarks/results/video.json
     python benchmarks/video.py highway.mp4 --minutes 10
 
-In turns: the network alone, on one frame in memory; and what `segformerpp predict highway.mp4`
-does: decode, pre-process, resize, argmax, overlay, encode, copy the sound, overlapping the network.
+In turns: the network alone, on one frame in memory, frame by frame and with several at the same
+time (the faster counts); and what `segformerpp predict highway.mp4` does: decode, pre-process,
+resize, argmax, overlay, encode, copy the sound, overlapping the network.
 With --minutes, the video is looped as one long one instead, and the memory of the process watched.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
+import bare_network
 from rich.console import Console
 from rich.table import Table
 
@@ -57,14 +58,6 @@ class Looped(VideoReader):
                 yield replace(frame, time=begin + frame.time)
             assert frame is not None
             begin += frame.time + frame.duration
-
-
-def network_alone(predictor: sfpp.Predictor, x: np.ndarray, count: int) -> list[float]:
-    """Seconds for each of so many frames."""
-    start = time.perf_counter()
-    for _ in range(count):
-        predictor.runtime(x)
-    return [(time.perf_counter() - start) / count]
 
 
 def whole_video(
@@ -152,12 +145,12 @@ def main() -> None:
             x = normalise(fit(frame, network_size), predictor.metadata)[None]
             out = Path(folder, "out.mp4")
             candidates = {
-                "network": partial(network_alone, predictor, x, args.frames),
+                **bare_network.candidates(predictor, x, args.frames),
                 "video": partial(whole_video, predictor, args.video, args.frames, args.rows, out),
             }
             interleave(candidates, 1)  # to warm up
             timings = interleave(candidates, args.rounds)
-            alone, whole = timings["network"], timings["video"]
+            alone, whole = bare_network.fastest(timings), timings["video"]
             meaningless = alone.meaningless or whole.meaningless
             share = None if meaningless else round(alone.median / whole.median, 3)
             rows.append(

@@ -1,10 +1,11 @@
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ from segformerpp.errors import (
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata, Segformer, SegformerConfig
 from segformerpp.predictor import Predictor
+from segformerpp.runtimes.openvino import OpenvinoRuntime
 from segformerpp.tasks import label_maps, segmentation
 
 
@@ -305,6 +307,39 @@ def test_a_stream_equals_single_calls(random_model: Segformer, tmp_path: Path) -
             assert agreement(result.label_map, predict(source).label_map) > 0.998
             assert result.path == (source if isinstance(source, Path) else None)
     assert list(predict.stream([])) == []
+
+
+def test_many_images_go_in_streams(
+    random_model: Segformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = Predictor(random_model, runtime="openvino", precision="f32", threads=2)
+    under_way, most = 0, 0
+    runtime = cast(OpenvinoRuntime, predict.runtime)
+    in_stream, lock = runtime.in_stream, threading.Lock()
+
+    def noted(x: np.ndarray) -> np.ndarray:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        logits = in_stream(x)
+        with lock:
+            under_way -= 1
+        return logits
+
+    monkeypatch.setattr(runtime, "in_stream", noted)
+    images = [picture(40 + 8 * (i % 2), 64, seed=i) for i in range(9)]
+    for source in (images, iter(images)):
+        most = 0
+        for image, result in zip(images, predict.stream(source), strict=True):
+            expected = predict(image)
+            assert agreement(result.label_map, expected.label_map) > 0.998
+            np.testing.assert_array_equal(result.image, image)
+        assert most == 2
+    most = 0
+    assert len(list(predict.stream(images[:3]))) == 3  # not worth it
+    assert most == 0
 
 
 def test_batches_are_neighbours_of_equal_size(random_model: Segformer) -> None:

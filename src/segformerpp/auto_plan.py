@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.merging.documented import AGREEMENT, presets_that_keep
-from segformerpp.runtimes import Runtime
+from segformerpp.runtimes import ParallelRuntime, Runtime
 from segformerpp.runtimes.memory import bytes_per_pixel
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class AutoRuntime:
     Attributes:
         merge_plan: of the latest image; `none` before the first.
         described: ``auto:`` and the plans that were used so far.
+        streams: see `ParallelRuntime`.
 
     Raises:
         UsageError: for int8, and as `runtimes.create`.
@@ -109,6 +110,8 @@ class AutoRuntime:
         self._none = runtimes.create(self._plain, runtime, precision, device, threads)
         self.name, self.precision = self._none.name, self._none.precision
         self.device, self.threads = self._none.device, self._none.threads
+        streams = runtimes.parallel(self._none)
+        self.streams = streams.streams if streams else 1
         self._wanted = precision
         self._lock = threading.Lock()
         self._by_side: dict[int, str] = {}
@@ -122,9 +125,16 @@ class AutoRuntime:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
+        return self._chosen(x)(x)
+
+    def in_stream(self, x: np.ndarray) -> np.ndarray:
+        """Predict as a call does, beside others; see `ParallelRuntime`."""
+        return cast(ParallelRuntime, self._chosen(x)).in_stream(x)
+
+    def _chosen(self, x: np.ndarray) -> Runtime:
         name = self.choose((x.shape[2], x.shape[3]))
         self.merge_plan = PRESETS[name]
-        return self._ready[name](x)
+        return self._ready[name]
 
     def choose(self, size: Size) -> str:
         """The name of the preset for images (H, W), measured where that is not known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,21 +59,37 @@ class PeopleFinder:
         """1: people of different images do not go through the network together."""
         return 1
 
-    def run(self, group: list[Prepared], network: Network) -> list[Callable[[], Outcome]]:
-        """Find the people's keypoints in an image; nothing is left to do."""
+    def run(
+        self, group: list[Prepared], network: Network, streams: int
+    ) -> list[Callable[[], Outcome]]:
+        """Find the people's keypoints in an image; nothing is left to do.
+
+        Args:
+            group: the image.
+            network: what executes it.
+            streams: how many images are on their way at the same time: each took its share.
+        """
         (prepared,) = group
         assert prepared.boxes is not None
-        return [known(self.find(prepared.image, prepared.boxes, prepared.path))]
+        result = self.find(prepared.image, prepared.boxes, prepared.path, network)
+        return [known(replace(result, network_seconds=result.network_seconds / streams))]
 
-    def find(self, image: np.ndarray, boxes: np.ndarray, path: Path | None = None) -> PoseResult:
+    def find(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        path: Path | None = None,
+        network: Network | None = None,
+    ) -> PoseResult:
         """Find keypoints.
 
         Args:
             image: (H, W, 3) uint8.
             boxes: (P, 4) float64: x, y, width, height of each person.
             path: the file that the image is from.
+            network: what executes it, if not the runtime.
         """
-        keypoints, seconds = self._keypoints(image, boxes)
+        keypoints, seconds = self._keypoints(image, boxes, network or self.runtime)
         return PoseResult(
             keypoints=keypoints,
             boxes=boxes,
@@ -85,7 +101,9 @@ class PeopleFinder:
             network_seconds=seconds,
         )
 
-    def _keypoints(self, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, float]:
+    def _keypoints(
+        self, image: np.ndarray, boxes: np.ndarray, network: Network
+    ) -> tuple[np.ndarray, float]:
         """Those of `PoseResult`, and the seconds that the network took.
 
         The confidence is 0 for people whose box lies outside the image.
@@ -97,7 +115,7 @@ class PeopleFinder:
             x = np.stack(
                 [normalise(self.codec.crop(image, one), self.metadata) for one in transforms]
             )
-            heatmaps, passed = self._run(x)
+            heatmaps, passed = self._run(x, network)
             seconds += passed
             for i, points in enumerate(self.codec.decode(heatmaps)):
                 found[first + i] = to_image(points, transforms[i])
@@ -107,11 +125,11 @@ class PeopleFinder:
         found[outside, :, 2] = 0
         return found, seconds
 
-    def _run(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+    def _run(self, x: np.ndarray, network: Network) -> tuple[np.ndarray, float]:
         start = time.perf_counter()
-        heatmaps = self.runtime(x)
+        heatmaps = network(x)
         if self.flip:
-            mirrored = self.runtime(np.ascontiguousarray(x[..., ::-1]))
+            mirrored = network(np.ascontiguousarray(x[..., ::-1]))
             swaps = Skeleton(self.metadata.labels).mirror
             heatmaps = (heatmaps + self.codec.mirror(mirrored, swaps)) / 2
         return heatmaps, time.perf_counter() - start

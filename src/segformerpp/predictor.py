@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
+from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, overload
 
@@ -288,9 +289,8 @@ class Predictor:
             prepared = self._prepare(image, boxes=boxes)
             if turn:
                 turn.wait()
-            (finish,) = self._run(
-                prepared if isinstance(prepared, Failure) else [prepared], network
-            )
+            group = prepared if isinstance(prepared, Failure) else [prepared]
+            (finish,) = self._run(group, network)
         outcome = finish()
         if isinstance(outcome, Failure):
             raise outcome.error
@@ -356,7 +356,9 @@ class Predictor:
         Under `reuse_match` those of every so many-th do.
 
         Some images are taken and decoded ahead of the network, and results are finished behind
-        it, in other threads.
+        it, in other threads. With OpenVINO on a processor several images go through the network
+        at the same time, each on some of the threads, unless there are just a few of them or they
+        are very large: more are done in a second, though each takes longer.
 
         Args:
             images: as for a single call.
@@ -387,16 +389,31 @@ class Predictor:
 
         with closing(run_ahead(prepare, images, _WORKERS, self._ahead)) as prepared:
             batches = groups(prepared, self._task.together)
-            network = self._network()
-            steps = (step for batch in batches for step in self._run(batch, network))
-            with closing(run_behind(steps, _WORKERS, waiting=self._batch)) as outcomes:
-                for outcome in outcomes:
-                    if not isinstance(outcome, Failure):
-                        yield outcome
-                    elif on_error is None:
-                        raise outcome.error
-                    else:
-                        on_error(outcome.source, outcome.error)
+            with closing(self._passed(batches, images)) as passed:
+                steps = (step for group in passed for step in group)
+                with closing(run_behind(steps, _WORKERS, waiting=self._batch)) as outcomes:
+                    for outcome in outcomes:
+                        if not isinstance(outcome, Failure):
+                            yield outcome
+                        elif on_error is None:
+                            raise outcome.error
+                        else:
+                            on_error(outcome.source, outcome.error)
+
+    def _passed(
+        self, batches: Iterable[list[Prepared] | Failure], images: Iterable[ImageSource]
+    ) -> Generator[list[Callable[[], Outcome]]]:
+        """What is left to do for images that have been through the network, in order."""
+        many = None if self._matching else runtimes.parallel(self.runtime)
+        # Of a few images the last ones would be waited for longer.
+        if many and length_hint(images, 2 * many.streams) >= 2 * many.streams:
+            run = partial(self._run, network=many.in_stream, streams=many.streams)
+            # One more waits, so that no stream does.
+            yield from run_ahead(run, batches, many.streams, lambda _: many.streams + 1)
+            return
+        network = self._network()
+        for batch in batches:
+            yield self._run(batch, network)
 
     def _check_boxes(self, boxes: object) -> None:
         if boxes is not None and not isinstance(self._task, PeopleFinder):
@@ -439,18 +456,18 @@ class Predictor:
         return min(max(_AHEAD_BYTES // latest.nbytes, 1), self._batch + _WORKERS)
 
     def _run(
-        self, group: list[Prepared] | Failure, network: Network
+        self, group: list[Prepared] | Failure, network: Network, streams: int = 1
     ) -> list[Callable[[], Outcome]]:
         """Send images through the network; what is left to do for each is returned."""
         if isinstance(group, Failure):
             return [known(group)]
         try:
-            return self._task.run(group, network)
+            return self._task.run(group, network, streams)
         except (MemoryLimitError, MemoryError) as error:
             failure = Failure.of_memory(group[0].source, error)
         # Not in the handler, where the error keeps alive what the network had allocated.
         if len(group) > 1:
-            return [step for image in group for step in self._run([image], network)]
+            return [step for image in group for step in self._run([image], network, streams)]
         return [known(failure)]
 
 

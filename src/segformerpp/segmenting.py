@@ -69,13 +69,21 @@ class Segmenter:
         """How many images or tiles of this size go through the network together."""
         return max(1, min(self.batch, self.pixels // math.prod(size)))
 
-    def run(self, group: list[Prepared], network: Network) -> list[Callable[[], Outcome]]:
-        """Send images of one size through the network; what is left to do for each is returned."""
+    def run(
+        self, group: list[Prepared], network: Network, streams: int
+    ) -> list[Callable[[], Outcome]]:
+        """Send images of one size through the network; what is left to do for each is returned.
+
+        Args:
+            group: the images.
+            network: what executes it.
+            streams: how many groups are on their way at the same time: each took its share.
+        """
         if group[0].input is None:
-            return [known(self._in_tiles(group[0]))]
+            return [known(self._in_tiles(group[0], network, streams))]
         start = time.perf_counter()
         logits = network(np.stack([image.input for image in group if image.input is not None]))
-        seconds = (time.perf_counter() - start) / len(group)
+        seconds = (time.perf_counter() - start) / len(group) / streams
         return [
             partial(self._try_to_finish, image, its_logits, seconds)
             for image, its_logits in zip(group, logits, strict=True)
@@ -84,31 +92,32 @@ class Segmenter:
     def logits(self, prepared: Prepared) -> tuple[np.ndarray, float]:
         """The logits (K, h, w) float32 of an image, and the seconds that the network took."""
         if prepared.input is None:
-            windows, seconds = self._windows(prepared)
+            windows, seconds = self._windows(prepared, self.runtime)
             return windows[:, 0 : windows.shape[1]], sum(seconds)
         start = time.perf_counter()
         logits: np.ndarray = self.runtime(prepared.input[None])[0]
         return logits, time.perf_counter() - start
 
-    def _in_tiles(self, prepared: Prepared) -> SegmentationResult:
-        logits, seconds = self._windows(prepared)
-        return replace(self._finish(prepared, logits, 0), network_seconds=sum(seconds))
+    def _in_tiles(self, prepared: Prepared, network: Network, streams: int) -> SegmentationResult:
+        logits, seconds = self._windows(prepared, network)
+        result = self._finish(prepared, logits, 0)
+        return replace(result, network_seconds=sum(seconds) / streams)
 
-    def _windows(self, prepared: Prepared) -> tuple[Windows, list[float]]:
+    def _windows(self, prepared: Prepared, network: Network) -> tuple[Windows, list[float]]:
         """Logits that are computed as they are read, and the seconds that this takes then."""
         assert self.tiling is not None
         logger.info("%s: %d x %d pixels go in tiles", prepared.path, *prepared.size)
         seconds: list[float] = []
 
-        def network(windows: np.ndarray) -> np.ndarray:
+        def predict(windows: np.ndarray) -> np.ndarray:
             x = np.stack([segmentation.normalise(window, self.metadata) for window in windows])
             start = time.perf_counter()
-            logits = self.runtime(x)
+            logits = network(x)
             seconds.append(time.perf_counter() - start)
             return logits
 
         batch, classes = self.together(self.tiling.tile), len(self.metadata.labels)
-        windows = Windows(prepared.fitted, network, classes, self.tiling, self.cell, batch)
+        windows = Windows(prepared.fitted, predict, classes, self.tiling, self.cell, batch)
         return windows, seconds
 
     def _try_to_finish(self, prepared: Prepared, logits: np.ndarray, seconds: float) -> Outcome:

@@ -21,10 +21,11 @@ merges = st.one_of(
     st.builds(Neighbour1d, stride),
     st.builds(Neighbour2d, stride, stride),
 )
+options = {"proportional": st.booleans(), "min_tokens": st.sampled_from([0, 1, 64])}
 weighted = st.one_of(
-    st.builds(BipartiteMatching, st.floats(0, 1), stride, stride, proportional=st.booleans()),
-    st.builds(Neighbour1d, stride, proportional=st.booleans()),
-    st.builds(Neighbour2d, stride, stride, proportional=st.booleans()),
+    st.builds(BipartiteMatching, st.floats(0, 1), stride, stride, **options),
+    st.builds(Neighbour1d, stride, **options),
+    st.builds(Neighbour2d, stride, stride, **options),
 )
 stages = st.one_of(
     st.builds(StageMerge, merges, st.one_of(merges, weighted)),
@@ -73,14 +74,14 @@ def test_presets_are_the_papers() -> None:
 
 def test_our_presets() -> None:
     assert list(PRESETS)[5:] == ["balanced", "turbo"]
-    few = "mode=bsm,r=0.9,sx=4,sy=4,proportional=true"
+    cell, keys = "mode=n2d,sx=2,sy=2,min_tokens=64", "proportional=true,min_tokens=64"
+    few = f"mode=bsm,r=0.9,sx=4,sy=4,{keys}"
     assert str(PRESETS["balanced"]) == (
-        f"q13:mode=n2d,sx=2,sy=2 kv12:{few} kv3:mode=bsm,r=0.5,sx=2,sy=2,proportional=true "
-        "q4:mode=bsm,r=0.75,sx=2,sy=2"
+        f"q13:{cell} kv12:{few} kv3:mode=bsm,r=0.5,sx=2,sy=2,{keys} "
+        "q4:mode=bsm,r=0.75,sx=2,sy=2,min_tokens=64"
     )
     assert str(PRESETS["turbo"]) == (
-        f"q1234:mode=n2d,sx=2,sy=2 kv12:{few} "
-        "kv3:mode=bsm,r=0.75,sx=2,sy=2,proportional=true reuse3=4"
+        f"q1234:{cell} kv12:{few} kv3:mode=bsm,r=0.75,sx=2,sy=2,{keys} reuse3=4"
     )
 
 

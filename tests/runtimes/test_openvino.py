@@ -17,7 +17,8 @@ from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.merging import PRESETS
 from segformerpp.merging.strategies import warn_small_grid
 from segformerpp.models import Segformer
-from segformerpp.runtimes.openvino import OpenvinoRuntime
+from segformerpp.runtimes import openvino as openvino_runtime
+from segformerpp.runtimes.openvino import OpenvinoRuntime, streams_of
 from segformerpp.runtimes.precision import SHORTER_SIDE
 from tests.models.test_segformer import tiny
 
@@ -60,6 +61,44 @@ def test_shapes_and_threads() -> None:
         results = list(pool.map(runtime, inputs))
     for x, logits in zip(inputs, results, strict=True):
         np.testing.assert_allclose(logits, expected(model, x), rtol=1e-3, atol=1e-4)
+
+
+def test_streams_divide_the_threads() -> None:
+    assert [max(streams_of(threads)) for threads in (1, 2, 3, 4, 5, 6, 8, 16)] == [
+        *(1, 2, 3, 4, 1, 3, 4, 4)
+    ]
+    runtime = runtimes.create(tiny(), "openvino", "f32", threads=1)
+    assert runtimes.parallel(runtime) is None
+    assert runtimes.parallel(runtimes.create(tiny(), "torch", device="cpu")) is None
+
+
+def test_in_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several at a time, of several shapes; where they would need much memory, one by one."""
+    inputs = [X[i % 3 : i % 3 + 1 + i % 2, :, : 64 + 32 * (i % 2)] for i in range(8)]
+    runtime = runtimes.create(tiny(), "openvino", "f32", threads=4)
+    reference = [runtime(x) for x in inputs]
+    parallel = runtimes.parallel(runtime)
+    assert parallel
+    assert parallel.streams == 4
+    for limit in (2**30, 0):
+        monkeypatch.setattr(openvino_runtime, "_STREAMS_BYTES", limit)
+        with ThreadPoolExecutor(parallel.streams) as pool:
+            results = list(pool.map(parallel.in_stream, inputs))
+        for logits, expected_logits in zip(results, reference, strict=True):
+            np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_beside_others_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = OpenvinoRuntime(Checkpoint.of_model(tiny()), "f32", threads=2)
+
+    def fail(*_: object) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(runtime, "_requests", fail)
+    np.testing.assert_array_equal(runtime.in_stream(X), runtime(X))
+    monkeypatch.setattr(runtime, "_compiled", fail)
+    with pytest.raises(MemoryLimitError, match="3 x 131 x 99 pixels do not fit"):
+        runtime.in_stream(X)
 
 
 def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:

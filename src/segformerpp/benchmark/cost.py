@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from segformerpp.merging import MergePlan
-from segformerpp.merging.strategies import BipartiteMatching, Merge, Neighbour1d
+from segformerpp.merging.strategies import BipartiteMatching, Merge
 from segformerpp.models.config import SegformerConfig
 
 
@@ -93,12 +93,8 @@ def _merged(merge: Merge | None, size: tuple[int, int], dim: int) -> tuple[int, 
     count = height * width
     if merge is None:
         return count, 0
-    if isinstance(merge, Neighbour1d):
-        return -(-count // merge.s), 0
-    if isinstance(merge, BipartiteMatching):
-        destinations = (height // merge.sy) * (width // merge.sx)
-        merged = min(int(merge.r * count), count - destinations)
-        if 0 in (merged, destinations):
-            return count, 0
-        return count - merged, count * destinations * dim
-    return -(-height // merge.sy) * -(-width // merge.sx), 0
+    left = merge.left(height, width)
+    if left == count or not isinstance(merge, BipartiteMatching):
+        return left, 0
+    destinations = (height // merge.sy) * (width // merge.sx)
+    return left, count * destinations * dim

@@ -62,15 +62,17 @@ def match(merge: Merge | None, x: Tensor, grid: Grid) -> Match | None:
         x: tokens (B, N, C) in row order.
         grid: (h, w) with h * w == N.
     """
-    if isinstance(merge, Neighbour1d):
-        return _Pool1d(grid, merge.s) if merge.s > 1 else None
-    if isinstance(merge, Neighbour2d):
-        return _Pool2d(grid, merge.sy, merge.sx) if merge.sy * merge.sx > 1 else None
+    if merge is None:
+        return None
     if isinstance(merge, BipartiteMatching):
         return _match_bipartite(merge, x, grid)
-    if merge is not None:
-        assert_never(merge)
-    return None
+    if merge.left(*grid) == grid[0] * grid[1]:
+        return None
+    if isinstance(merge, Neighbour1d):
+        return _Pool1d(grid, merge.s)
+    if isinstance(merge, Neighbour2d):
+        return _Pool2d(grid, merge.sy, merge.sx)
+    assert_never(merge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +116,10 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
     h, w = grid
     rows, columns = h // merge.sy, w // merge.sx
     destinations = rows * columns
-    sources = h * w - destinations
-    merged = min(int(merge.r * h * w), sources)
-    if merged == 0:
-        return None
-    if destinations == 0:
-        if not torch.compiler.is_dynamo_compiling():  # compiled code cannot log
+    left = merge.left(h, w)
+    if left == h * w:
+        # Compiled code cannot log.
+        if merge.lacks_cells(h, w) and not torch.compiler.is_dynamo_compiling():
             warn_small_grid(*grid, merge.sy, merge.sx)
         return None
     with torch.no_grad():
@@ -131,7 +131,7 @@ def _match_bipartite(merge: BipartiteMatching, x: Tensor, grid: Grid) -> _Groups
         is_destination = constant(_is_destination, x.device, *size)
         own = constant(_own_group, x.device, *size)
         group = torch.where(is_destination, own, group)
-        kept = sources - merged
+        kept = left - destinations
         if kept:
             # A source's own length matters only here, where sources are compared to each other.
             similarity = similarity / x.detach().norm(dim=-1).clamp_min(tiny)

@@ -225,7 +225,15 @@ def _paper(q34: Merge | None = None, kv12: Merge | None = None) -> MergePlan:
     return MergePlan((early, early, late, late))
 
 
-_FEW_KEYS = BipartiteMatching(0.9, 4, 4, proportional=True)
+#: What our presets leave at least: attention to so few tokens takes hardly any time.
+_ENOUGH = 64
+_CELL = Neighbour2d(2, 2, min_tokens=_ENOUGH)
+_FEW_KEYS = BipartiteMatching(0.9, 4, 4, proportional=True, min_tokens=_ENOUGH)
+
+
+def _keys(r: float) -> BipartiteMatching:
+    return BipartiteMatching(r, 2, 2, proportional=True, min_tokens=_ENOUGH)
+
 
 #: Plans by name: the paper's (SegFormer++, table 1; `downsample` is its baseline), then ours, which
 #: `benchmarks/strategies.py` found.
@@ -237,18 +245,18 @@ PRESETS: dict[str, MergePlan] = {
     "downsample": MergePlan(input_scale=0.5),
     "balanced": MergePlan(
         (
-            StageMerge(q=Neighbour2d(2, 2), kv=_FEW_KEYS),
+            StageMerge(q=_CELL, kv=_FEW_KEYS),
             StageMerge(kv=_FEW_KEYS),
-            StageMerge(Neighbour2d(2, 2), BipartiteMatching(0.5, 2, 2, proportional=True)),
-            StageMerge(q=BipartiteMatching(0.75, 2, 2)),
+            StageMerge(q=_CELL, kv=_keys(0.5)),
+            StageMerge(q=BipartiteMatching(0.75, 2, 2, min_tokens=_ENOUGH)),
         )
     ),
     "turbo": MergePlan(
         (
-            StageMerge(q=Neighbour2d(2, 2), kv=_FEW_KEYS),
-            StageMerge(q=Neighbour2d(2, 2), kv=_FEW_KEYS),
-            StageMerge(Neighbour2d(2, 2), BipartiteMatching(0.75, 2, 2, proportional=True), 4),
-            StageMerge(q=Neighbour2d(2, 2)),
+            StageMerge(q=_CELL, kv=_FEW_KEYS),
+            StageMerge(q=_CELL, kv=_FEW_KEYS),
+            StageMerge(q=_CELL, kv=_keys(0.75), reuse=4),
+            StageMerge(q=_CELL),
         )
     ),
 }

@@ -28,6 +28,11 @@ def _check_switch(value: Any, key: str) -> None:
         raise PlanError(f"{key}: true or false, not {value!r}")
 
 
+def _check_count(value: Any, key: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise PlanError(f"{key}: a whole number from 0 up, not {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class BipartiteMatching:
     """Bipartite soft matching: the `int(r * N)` most similar sources join their best destination.
@@ -37,7 +42,9 @@ class BipartiteMatching:
 
     Every strategy can be `proportional`, where it merges keys/values: attention then gives a
     merged key as much weight as the tokens in it had (ToMe, section 3.2, "proportional
-    attention").
+    attention"). And every one leaves at least `min_tokens`: of few tokens matching merges fewer,
+    and neighbours are not merged at all where fewer would be left. They cost little, and each of
+    them matters.
     """
 
     mode: ClassVar[str] = "bsm"
@@ -45,12 +52,26 @@ class BipartiteMatching:
     sx: int
     sy: int
     proportional: bool = False
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         _check_ratio(self.r, "r")
         _check_stride(self.sx, "sx")
         _check_stride(self.sy, "sy")
         _check_switch(self.proportional, "proportional")
+        _check_count(self.min_tokens, "min_tokens")
+
+    def left(self, h: int, w: int) -> int:
+        """How many tokens of a grid (h, w) are left; all where it has no whole cell."""
+        tokens, destinations = h * w, (h // self.sy) * (w // self.sx)
+        if not destinations:
+            return tokens
+        merged = min(int(self.r * h * w), tokens - max(destinations, self.min_tokens))
+        return tokens - max(merged, 0)
+
+    def lacks_cells(self, h: int, w: int) -> bool:
+        """Whether tokens of a grid (h, w) stay as they are only as it has no whole cell."""
+        return (h < self.sy or w < self.sx) and int(self.r * h * w) > 0 and h * w > self.min_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +81,17 @@ class Neighbour1d:
     mode: ClassVar[str] = "n1d"
     s: int
     proportional: bool = False
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         _check_stride(self.s, "s")
         _check_switch(self.proportional, "proportional")
+        _check_count(self.min_tokens, "min_tokens")
+
+    def left(self, h: int, w: int) -> int:
+        """How many tokens of a grid (h, w) are left."""
+        cells = -(-h * w // self.s)
+        return cells if cells >= self.min_tokens else h * w
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +102,18 @@ class Neighbour2d:
     sx: int
     sy: int
     proportional: bool = False
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         _check_stride(self.sx, "sx")
         _check_stride(self.sy, "sy")
         _check_switch(self.proportional, "proportional")
+        _check_count(self.min_tokens, "min_tokens")
+
+    def left(self, h: int, w: int) -> int:
+        """How many tokens of a grid (h, w) are left."""
+        cells = -(-h // self.sy) * -(-w // self.sx)
+        return cells if cells >= self.min_tokens else h * w
 
 
 Merge = BipartiteMatching | Neighbour1d | Neighbour2d

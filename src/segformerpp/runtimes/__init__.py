@@ -5,10 +5,12 @@ from segformerpp.runtimes.base import (
     PRECISIONS,
     RUNTIMES,
     MatchingRuntime,
+    ParallelRuntime,
     Runtime,
     check,
     create,
     matching,
+    parallel,
 )
 
 __all__ = [
@@ -16,8 +18,10 @@ __all__ = [
     "PRECISIONS",
     "RUNTIMES",
     "MatchingRuntime",
+    "ParallelRuntime",
     "Runtime",
     "check",
     "create",
     "matching",
+    "parallel",
 ]

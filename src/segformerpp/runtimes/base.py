@@ -50,6 +50,25 @@ class Runtime(Protocol):
         """
 
 
+class ParallelRuntime(Runtime, Protocol):
+    """A runtime through which several inputs may go at the same time.
+
+    On a few threads each they take longer one by one, but no thread waits for the others: on many
+    cores, or beside other work, more of them are done in a second.
+
+    Attributes:
+        streams: how many at the same time, at most.
+    """
+
+    streams: int
+
+    def in_stream(self, x: np.ndarray) -> np.ndarray:
+        """Predict as a call does; to be called in so many threads as there are streams.
+
+        Where inputs are so large that fewer fit into a moderate memory, some wait.
+        """
+
+
 class MatchingRuntime(Runtime, Protocol):
     """A runtime that can merge in images what it matched in an earlier one."""
 
@@ -64,6 +83,12 @@ class MatchingRuntime(Runtime, Protocol):
         Returns:
             The logits, as of a call, and what was merged: of use here alone.
         """
+
+
+def parallel(runtime: Runtime) -> ParallelRuntime | None:
+    """Take a runtime as one with several streams, if it is one."""
+    found = cast(ParallelRuntime, runtime)
+    return found if getattr(found, "streams", 1) > 1 else None
 
 
 def matching(runtime: Runtime) -> MatchingRuntime:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,8 @@ import numpy as np
 
 from segformerpp import __version__, cache
 from segformerpp.checkpoints import Checkpoint
-from segformerpp.errors import UsageError
-from segformerpp.runtimes.memory import memory_limits
+from segformerpp.errors import MemoryLimitError, UsageError
+from segformerpp.runtimes.memory import bytes_per_pixel, memory_limits
 from segformerpp.runtimes.openvino_core import core, ov
 from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 #: Input shapes whose networks are kept ready; each holds the weights once more.
 _KEPT_SHAPES = 8
+#: How many streams there are at most, and how much memory they may take together: small boards have
+#: four cores and not much more.
+_MOST_STREAMS, _STREAMS_BYTES = 4, 2**30
 
 
 class OpenvinoRuntime:
@@ -41,6 +46,9 @@ class OpenvinoRuntime:
         device: ``cpu``, ``gpu`` (Intel's), or ``auto``, which is ``cpu``.
         threads: processor threads to compute with; None for one on each core.
         images: what to quantise on for ``int8``; see `int8.quantised`.
+
+    Attributes:
+        streams: see `ParallelRuntime`.
 
     Raises:
         UsageError: if this machine lacks the device, or the device the precision; for int8 see
@@ -76,9 +84,11 @@ class OpenvinoRuntime:
                 f"{self.device}, not {precision!r}"
             )
         self.threads = (threads or cores()) if self.device == "cpu" else 0
+        self.streams = max(streams_of(self.threads))
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
         self._compiled = lru_cache(_KEPT_SHAPES)(self._prepare)
+        self._requests = lru_cache(_KEPT_SHAPES)(self._start_streams)
         self._int8: tuple[ov.Model, str | None] | None = None
         self.precision = self._choose(precisions) if precision == "auto" else precision
         if self.precision == "int8":
@@ -91,6 +101,21 @@ class OpenvinoRuntime:
         # One inference uses all threads.
         with self._lock, memory_limits(x.shape, self.device):
             return self._compiled(x.shape, self.precision)(x)[0]
+
+    def in_stream(self, x: np.ndarray) -> np.ndarray:
+        """Predict as a call does, beside others; see `ParallelRuntime`."""
+        streams = self._streams(x.shape)
+        if streams > 1:
+            # What does not fit beside others may fit alone.
+            with suppress(MemoryLimitError), memory_limits(x.shape, self.device):
+                with self._lock:  # so that it is compiled once
+                    requests = self._requests(x.shape, streams)
+                request = requests.get()
+                try:
+                    return request.infer(x)[0]
+                finally:
+                    requests.put(request)
+        return self(x)
 
     def matched(
         self, x: np.ndarray, given: list[np.ndarray] | None = None
@@ -123,15 +148,34 @@ class OpenvinoRuntime:
             return compare().decode()
         return cache.fetch("precision", self._key(None, "bf16"), compare, bytes.decode)
 
-    def _prepare(self, shape: tuple[int, ...], precision: str, flow: MatchFlow = "none") -> Any:
+    def _streams(self, shape: tuple[int, ...]) -> int:
+        """How many inputs of a shape may be in the memory at the same time."""
+        batch, _, height, width = shape
+        scale = self._checkpoint.merge_plan.input_scale
+        each = bytes_per_pixel(self._checkpoint.config) * batch * height * width * scale**2
+        return max(n for n in streams_of(self.threads) if n == 1 or n * each <= _STREAMS_BYTES)
+
+    def _start_streams(self, shape: tuple[int, ...], streams: int) -> queue.SimpleQueue[Any]:
+        """Requests of a network that computes so many at the same time."""
+        network = self._prepare(shape, self.precision, streams=streams)
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(streams):
+            requests.put(network.create_infer_request())
+        return requests
+
+    def _prepare(
+        self, shape: tuple[int, ...], precision: str, flow: MatchFlow = "none", streams: int = 1
+    ) -> Any:
         """The network for inputs of one shape, from the cache if it is there."""
         network = self._checkpoint  # of which the cache says nothing
         warn_small_grids(network.config, network.merge_plan, (shape[2], shape[3]))
         device = self.device.upper()
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self._hints[precision],
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
         }
+        if streams > 1:
+            options["NUM_STREAMS"] = streams
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads
             # Threads tied to a core wait for what else runs there, such as decoding and drawing.
@@ -148,7 +192,7 @@ class OpenvinoRuntime:
         def usable(data: bytes) -> Any:
             return made[0] if made else self._core.import_model(data, device, options)
 
-        key = self._key(shape, precision) | {"matches": flow}
+        key = self._key(shape, precision) | {"matches": flow, "streams": streams}
         return cache.fetch("network", key, compile_network, usable)
 
     def _network(self, shape: tuple[int, ...], flow: MatchFlow) -> ov.Model:
@@ -182,3 +226,8 @@ class OpenvinoRuntime:
             "segformerpp": __version__,
             "code": cache.code_version("runtimes"),
         }
+
+
+def streams_of(threads: int) -> list[int]:
+    """Into how many streams of equally many threads so many can be divided; 1 is among them."""
+    return [n for n in range(1, _MOST_STREAMS + 1) if not threads % n and n <= max(threads, 1)]

@@ -60,16 +60,16 @@ def logit_size(config: SegformerConfig, plan: MergePlan, size: Size) -> Size:
 def matchings(config: SegformerConfig, plan: MergePlan, size: Size) -> Iterator[Matching]:
     """What images (H, W) go through, in the order of the stages; none where nothing is merged."""
     for stage, merge, (h, w) in _bipartite(config, plan, size):
-        destinations, merged = (h // merge.sy) * (w // merge.sx), int(merge.r * h * w)
-        if destinations and merged:
-            sources = h * w - destinations
-            yield Matching(stage, destinations, sources - min(merged, sources))
+        left = merge.left(h, w)
+        if left < h * w:
+            destinations = (h // merge.sy) * (w // merge.sx)
+            yield Matching(stage, destinations, left - destinations)
 
 
 def warn_small_grids(config: SegformerConfig, plan: MergePlan, size: Size) -> None:
     """Say where images (H, W) have too few tokens for anything to be merged."""
     for _, merge, (h, w) in _bipartite(config, plan, size):
-        if h < merge.sy or w < merge.sx:
+        if merge.lacks_cells(h, w):
             warn_small_grid(h, w, merge.sy, merge.sx)
 
 

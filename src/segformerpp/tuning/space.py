@@ -19,6 +19,7 @@ from segformerpp.merging.plan import STAGES
 _CELLS = {"2x2": (2, 2), "4x2": (4, 2), "4x4": (4, 4)}  # sx, sy
 _MATCHED_CELLS = ("2x2", "4x4")
 _REUSE = (0, 2, 4, 40)  # the last: once for a whole stage
+_MIN_TOKENS = (0, 64)  # of all strategies of a plan; the first for the paper's presets
 _LEAST_RATIO, _MOST_RATIO, _STEP = 0.3, 0.95, 0.05
 
 Choices = dict[str, Any]
@@ -42,9 +43,10 @@ def suggest(ask: Asker, scales: Sequence[float]) -> MergePlan:
         scales: of the image, that the plan may have.
     """
     stages = []
+    least = ask.suggest_categorical("min_tokens", _MIN_TOKENS)
     for number in range(1, STAGES + 1):
-        q = _suggest_merge(ask, f"q{number}", proportional=False)
-        kv = _suggest_merge(ask, f"kv{number}", proportional=True)
+        q = _suggest_merge(ask, f"q{number}", least, proportional=False)
+        kv = _suggest_merge(ask, f"kv{number}", least, proportional=True)
         reuse = 0
         if any(isinstance(merge, BipartiteMatching) for merge in (q, kv)):
             reuse = ask.suggest_categorical(f"reuse{number}", _REUSE)
@@ -52,16 +54,17 @@ def suggest(ask: Asker, scales: Sequence[float]) -> MergePlan:
     return MergePlan(tuple(stages), ask.suggest_categorical("input_scale", tuple(scales)))
 
 
-def _suggest_merge(ask: Asker, name: str, *, proportional: bool) -> Merge | None:
+def _suggest_merge(ask: Asker, name: str, least: int, *, proportional: bool) -> Merge | None:
     mode = ask.suggest_categorical(f"{name}.mode", ("none", "n2d", "bsm"))
     if mode == "none":
         return None
     switch = proportional and ask.suggest_categorical(f"{name}.proportional", (True, False))
     if mode == "n2d":
-        return Neighbour2d(*_CELLS[ask.suggest_categorical(f"{name}.cell", (*_CELLS,))], switch)
+        cell = ask.suggest_categorical(f"{name}.cell", (*_CELLS,))
+        return Neighbour2d(*_CELLS[cell], switch, least)
     cell = ask.suggest_categorical(f"{name}.destinations", _MATCHED_CELLS)
     ratio = ask.suggest_float(f"{name}.r", _LEAST_RATIO, _MOST_RATIO, step=_STEP)
-    return BipartiteMatching(round(ratio, 2), *_CELLS[cell], switch)
+    return BipartiteMatching(round(ratio, 2), *_CELLS[cell], switch, least)
 
 
 def presets(scales: Sequence[float]) -> list[MergePlan]:
@@ -71,7 +74,9 @@ def presets(scales: Sequence[float]) -> list[MergePlan]:
 
 def choices(plan: MergePlan, scales: Sequence[float]) -> Choices | None:
     """What `suggest` must be told to make a plan; None if it never makes it."""
-    found: Choices = {"input_scale": plan.input_scale}
+    merges = [merge for stage in plan.stages for merge in (stage.q, stage.kv) if merge]
+    least = max((merge.min_tokens for merge in merges), default=0)
+    found: Choices = {"input_scale": plan.input_scale, "min_tokens": least}
     for number, stage in enumerate(plan.stages, 1):
         found |= _merge_choices(f"q{number}", stage.q, proportional=False)
         found |= _merge_choices(f"kv{number}", stage.kv, proportional=True)

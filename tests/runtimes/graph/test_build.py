@@ -27,6 +27,10 @@ ODD = (
     "q12:mode=bsm,r=0.75,sx=2,sy=2 q34:mode=bsm,r=0.9,sx=2,sy=2 kv1:mode=bsm,r=0.01,sx=2,sy=1",
     "kv13:mode=bsm,r=0.7,sx=2,sy=2,proportional=true kv4:mode=n1d,s=4,proportional=true "
     "kv2:mode=n2d,sx=2,sy=3,proportional=true q3:mode=bsm,r=0.8,sx=2,sy=2 reuse3=2",
+    # Enough tokens in some of the sizes, or in some of the stages.
+    "q1:mode=n2d,sx=2,sy=3,min_tokens=190 kv1:mode=n2d,sx=3,sy=2,proportional=true,min_tokens=4 "
+    "q2:mode=n1d,s=3,min_tokens=91 kv2:mode=n1d,s=3,proportional=true,min_tokens=90 "
+    "q3:mode=bsm,r=1,sx=2,sy=2,min_tokens=40 kv3:mode=bsm,r=0.9,sx=1,sy=2,min_tokens=99",
 )
 
 

@@ -45,6 +45,9 @@ class Value:
     def __sub__(self, other: Operand) -> Value:
         return self.graph.op("Sub", self, other)
 
+    def __rsub__(self, other: Operand) -> Value:
+        return self.graph.op("Sub", other, self)
+
     def __mul__(self, other: Operand) -> Value:
         return self.graph.op("Mul", self, other)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol, assert_never
@@ -72,15 +71,31 @@ def match(
         given: for bipartite matching of a known size: the `Groups.group` that was found elsewhere
             and is to be used here; None to find it.
     """
-    if isinstance(merge, Neighbour1d):
-        return _Pool1d(g, tokens, merge.s) if merge.s > 1 else None
-    if isinstance(merge, Neighbour2d):
-        return _Pool2d(g, tokens, merge.sy, merge.sx) if merge.sy * merge.sx > 1 else None
+    if merge is None:
+        return None
     if isinstance(merge, BipartiteMatching):
         return _match_bipartite(g, merge, x, tokens, given)
-    if merge is not None:
-        assert_never(merge)
-    return None
+    h, w = tokens.grid
+    if isinstance(h, int) and isinstance(w, int) and merge.left(h, w) == h * w:
+        return None
+    if isinstance(merge, Neighbour1d):
+        if merge.s == 1:
+            return None
+        (s,) = _strides(g, _cells(tokens.count, merge.s), merge.min_tokens, merge.s)
+        return _Pool1d(g, tokens, s)
+    if isinstance(merge, Neighbour2d):
+        if merge.sy == merge.sx == 1:
+            return None
+        cells = _cells(h, merge.sy) * _cells(w, merge.sx)
+        return _Pool2d(g, tokens, *_strides(g, cells, merge.min_tokens, merge.sy, merge.sx))
+    assert_never(merge)
+
+
+def _strides(g: Graph, cells: Dim, least: int, *strides: int) -> tuple[Dim, ...]:
+    """Strides of cells; 1 where a grid that follows the image would have fewer than `least`."""
+    if not least or not isinstance(cells, Value):
+        return strides
+    return tuple(g.where(cells < least, 1, stride) for stride in strides)
 
 
 def _match_bipartite(
@@ -90,18 +105,23 @@ def _match_bipartite(
     rows, columns = h // merge.sy, w // merge.sx
     destinations = rows * columns
     sources = g.difference(tokens.count, destinations)
+    kept: Dim
     if isinstance(h, int) and isinstance(w, int):
-        merged = g.least(int(merge.r * h * w), sources)  # the order of `merging.match`: it rounds
-        if merged == 0:
+        left = merge.left(h, w)
+        if left == h * w:
+            if merge.lacks_cells(h, w):
+                warn_small_grid(h, w, merge.sy, merge.sx)
             return None
-        if destinations == 0:
-            warn_small_grid(h, w, merge.sy, merge.sx)
-            return None
+        kept = left - destinations
     elif merge.r == 0:
         return None
+    elif merge.r == 1 and not merge.min_tokens:
+        kept = 0
     else:
         merged = g.least(share_of(merge.r, tokens.count), sources)
-    kept = 0 if merge.r == 1 else g.difference(sources, merged)
+        if merge.min_tokens:
+            merged = g.least(merged, g.difference(tokens.count, merge.min_tokens))
+        kept = g.difference(sources, merged)
     if given is not None:
         return Groups(g, tokens, given, destinations, kept=kept)
     at, is_destination, own = _corners(g, merge, tokens, rows, columns)
@@ -238,7 +258,7 @@ class Groups:
 
 
 class _Pool1d:
-    def __init__(self, g: Graph, tokens: Tokens, s: int) -> None:
+    def __init__(self, g: Graph, tokens: Tokens, s: Dim) -> None:
         self._g, self._tokens, self._s = g, tokens, s
         self._count = _cells(tokens.count, s)
 
@@ -261,19 +281,21 @@ class _Pool1d:
 
 
 class _Pool2d:
-    def __init__(self, g: Graph, tokens: Tokens, sy: int, sx: int) -> None:
-        self._g, self._tokens, self._cell = g, tokens, [sy, sx]
+    def __init__(self, g: Graph, tokens: Tokens, sy: Dim, sx: Dim) -> None:
+        self._g, self._tokens, self._cell = g, tokens, (sy, sx)
         self._cells = _cells(tokens.grid[0], sy), _cells(tokens.grid[1], sx)
 
     def merge(self, x: Value) -> Value:
         g, tokens, (h, w) = self._g, self._tokens, self._tokens.grid
         (sy, sx), (rows, columns) = self._cell, self._cells
+        if not (isinstance(sy, int) and isinstance(sx, int)):
+            return self._merge_by_sums(x)
         image = g.transpose(g.reshape(x, tokens.batch, h, w, tokens.channels), 0, 3, 1, 2)
         missing = g.difference(rows * sy, h), g.difference(columns * sx, w)
         ragged = missing != (0, 0)
         if ragged:  # cells that reach over the edge average what they have
             image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, 0, *missing))
-        cell = {"kernel_shape": self._cell, "strides": self._cell}
+        cell = {"kernel_shape": [sy, sx], "strides": [sy, sx]}
         if g.form == "processor":
             # What AveragePool would do; but to that OpenVINO hands another layout, and back. Not in
             # int8, where it would be quantised.
@@ -282,10 +304,27 @@ class _Pool2d:
         else:
             pooled = g.op("AveragePool", image, **cell)
         if ragged:
-            inside = g.reshape(_sizes(g, h, rows, sy), -1, 1) * _sizes(g, w, columns, sx)
-            pooled = pooled / (inside / np.float32(sy * sx))
+            pooled = pooled / (self._inside() / np.float32(sy * sx))
         pooled = g.transpose(pooled, 0, 2, 3, 1)
         return g.reshape(pooled, tokens.batch, rows * columns, tokens.channels)
+
+    def _merge_by_sums(self, x: Value) -> Value:
+        """The same for cells whose size follows the image, which no pooling has."""
+        g, tokens, (h, w) = self._g, self._tokens, self._tokens.grid
+        (sy, sx), (rows, columns) = self._cell, self._cells
+        image = g.reshape(x, tokens.batch, h, w, tokens.channels)
+        missing = g.difference(rows * sy, h), g.difference(columns * sx, w)
+        image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, *missing, 0))
+        image = g.reshape(image, tokens.batch, rows, sy, columns, sx, tokens.channels)
+        pooled = g.op("ReduceSum", image, np.array([2, 4]), keepdims=0)
+        pooled = pooled / g.reshape(self._inside(), rows, columns, 1)
+        return g.reshape(pooled, tokens.batch, rows * columns, tokens.channels)
+
+    def _inside(self) -> Index:
+        """How many tokens each cell has, (rows, columns)."""
+        g, (h, w), (sy, sx) = self._g, self._tokens.grid, self._cell
+        rows, columns = self._cells
+        return g.reshape(_sizes(g, h, rows, sy), -1, 1) * _sizes(g, w, columns, sx)
 
     def unmerge(self, x: Value) -> Value:
         g, (h, w), (rows, columns) = self._g, self._tokens.grid, self._cells
@@ -296,24 +335,24 @@ class _Pool2d:
         return _log_inside(self._g, self._tokens.grid, self._cell)
 
 
-def _log_inside(g: Graph, grid: tuple[Dim, Dim], cell: Sequence[int]) -> Operand | None:
+def _log_inside(g: Graph, grid: tuple[Dim, Dim], cell: tuple[Dim, Dim]) -> Operand | None:
     """Logarithms of how many tokens each cell has, (1, M); None where all have as many."""
     (h, w), (sy, sx) = grid, cell
-    if isinstance(h, int) and isinstance(w, int) and h % sy == w % sx == 0:
+    if not any(isinstance(dim, Value) for dim in (h, w, sy, sx)) and h % sy == w % sx == 0:
         return None
     sizes = g.reshape(_sizes(g, h, _cells(h, sy), sy), -1, 1) * _sizes(g, w, _cells(w, sx), sx)
     sizes = g.reshape(sizes, 1, -1)
     return g.op("Log", sizes) if isinstance(sizes, Value) else np.log(sizes)
 
 
-def _cells(size: Dim, s: int) -> Dim:
+def _cells(size: Dim, s: Dim) -> Dim:
     """How many cells of `s` cover a size."""
     return (size + (s - 1)) // s
 
 
-def _sizes(g: Graph, size: Dim, cells: Dim, s: int) -> Index:
+def _sizes(g: Graph, size: Dim, cells: Dim, s: Dim) -> Index:
     """How much of each cell lies inside, as float32."""
-    left = g.arange(0, cells) * -s + size
+    left = size - g.arange(0, cells) * s
     if isinstance(left, Value):
         return g.op("Cast", g.op("Min", left, s), to=1)
     return np.minimum(left, s).astype(np.float32)
