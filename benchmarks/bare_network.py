@@ -21,7 +21,9 @@ def candidates(
     predictor: sfpp.Predictor, x: np.ndarray, count: int
 ) -> dict[str, Callable[[], list[float]]]:
     """What takes its seconds for each of so many images: one after the other, and in streams."""
-    found = {_ALONE: partial(_one_by_one, predictor, x, count)}
+    found: dict[str, Callable[[], list[float]]] = {
+        _ALONE: partial(_one_by_one, predictor, x, count)
+    }
     if parallel := runtimes.parallel(predictor.runtime):
         found[_IN_STREAMS] = partial(_in_streams, parallel, x, count)
     return found

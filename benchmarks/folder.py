@@ -16,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def main() -> None:
                 args.model, merge=plan, runtime=args.runtime, precision=args.precision
             )
             x = normalise(read_image(files[0].path), predictor.metadata)[None]
-            candidates = {
+            candidates: dict[str, Callable[[], list[float]]] = {
                 **bare_network.candidates(predictor, x, len(files)),
                 "folder": partial(whole_folder, predictor, files, Path(name, plan)),
             }

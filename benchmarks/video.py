@@ -15,7 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -144,7 +144,7 @@ def main() -> None:
                 continue
             x = normalise(fit(frame, network_size), predictor.metadata)[None]
             out = Path(folder, "out.mp4")
-            candidates = {
+            candidates: dict[str, Callable[[], list[float]]] = {
                 **bare_network.candidates(predictor, x, args.frames),
                 "video": partial(whole_video, predictor, args.video, args.frames, args.rows, out),
             }

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from segformerpp import predictor as predictor_module
+from segformerpp import tiling as tiling_module
 from segformerpp.batching import Network
 from segformerpp.data.images import ImageSource
 from segformerpp.errors import (
@@ -209,8 +209,8 @@ def test_windows_in_batches(random_model: Segformer) -> None:
 def test_tiles_where_memory_ends(
     random_model: Segformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(predictor_module, "AUTO_TILE", 64)
-    monkeypatch.setattr(predictor_module, "AUTO_TILE_BYTES", 190 * 100 * 100)
+    monkeypatch.setattr(tiling_module, "AUTO_TILE", 64)
+    monkeypatch.setattr(tiling_module, "AUTO_TILE_BYTES", 190 * 100 * 100)
     predict = Predictor(random_model, device="cpu")
     with caplog.at_level(logging.INFO, "segformerpp"):
         predict(picture(100, 100))
@@ -226,8 +226,8 @@ def test_tiles_where_memory_ends(
 def test_batches_where_memory_ends(
     random_model: Segformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor_module, "AUTO_TILE", 48)
-    monkeypatch.setattr(predictor_module, "AUTO_TILE_BYTES", 190 * 3 * 40 * 50)
+    monkeypatch.setattr(tiling_module, "AUTO_TILE", 48)
+    monkeypatch.setattr(tiling_module, "AUTO_TILE_BYTES", 190 * 3 * 40 * 50)
     predict = Predictor(random_model, batch=8, device="cpu")
     shapes = spy(predict)
     list(predict.stream(picture(40, 50) for _ in range(5)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -15,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, overload
 
 import numpy as np
 
-from segformerpp import checkpoints, runtimes
+from segformerpp import runtimes
 from segformerpp.arguments import Size, checked_size, whole_number
 from segformerpp.batching import Failure, Network, Outcome, Prepared, groups, known
-from segformerpp.checkpoints import Checkpoint
 from segformerpp.data.behind import run_ahead, run_behind
 from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
 from segformerpp.data.labels import class_ids, describe
@@ -29,21 +26,17 @@ from segformerpp.merging.plan import is_auto
 from segformerpp.people import Boxes, PeopleFinder
 from segformerpp.reuse import FramesNetwork, Turn, checked_reuse
 from segformerpp.runtimes import Runtime
-from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.segmenting import Segmenter
 from segformerpp.tasks.pose import PoseCodec, codec_of
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
-from segformerpp.tasks.windows import Tiling
+from segformerpp.tiling import tiling_of, without_tiles
+from segformerpp.trained import open_trained
 
 if TYPE_CHECKING:
     from segformerpp.auto_plan import AutoRuntime
     from segformerpp.models import Segformer
 
-#: What `tile="auto"` means: images that would need more memory go in square tiles of this side,
-#: and no more images or tiles go together than fit into it.
-AUTO_TILE_BYTES = 4 * 2**30
-AUTO_TILE = 1024
 #: How much memory images that wait for the network may take, unless one alone takes more.
 _AHEAD_BYTES = 2**30
 _WORKERS = 4
@@ -149,7 +142,7 @@ class Predictor:
             raise UsageError("reuse_match: with a plan, not with merge auto")
         self._reuse = checked_reuse(
             *(reuse_match, self._plan, self._batch, self.metadata.task),
-            tiles=not _without_tiles(tile),
+            tiles=not without_tiles(tile),
         )
         least = network.config.min_image_size_at(self._plan.input_scale)
         if self._size:
@@ -165,7 +158,7 @@ class Predictor:
             from segformerpp.calibration import Calibration
 
             images = Calibration(calibrate, network.metadata, self._size)
-        tiling, pixels = _tiles(tile, overlap, least, network, self._plan)
+        tiling, pixels = tiling_of(tile, overlap, least, network, self._plan)
         codec = self._codec(tile, flip, probabilities, least)
         if detector and not codec:
             raise UsageError("detector: for models of poses")
@@ -425,7 +418,7 @@ class Predictor:
             if flip:
                 raise UsageError("flip: for models of poses")
             return None
-        if not _without_tiles(tile):
+        if not without_tiles(tile):
             raise UsageError("tile: for models that segment")
         if probabilities:
             raise UsageError("probabilities: of models that segment")
@@ -475,50 +468,3 @@ def _check_pixels(size: Size, least: int) -> None:
     """Refuse a size (H, W) that is too large once its sides are scaled up to `least`."""
     if math.prod(max(side, least) for side in size) > MAX_PIXELS:
         raise UsageError(f"size: at most {MAX_PIXELS} pixels, not {size[0]} x {size[1]}")
-
-
-def open_trained(
-    model: str | Path | Segformer, plan: MergePlan | None, offline: bool, revision: str | None
-) -> Checkpoint:
-    """A model that can be predicted with, not shared with anyone; see `Predictor`."""
-    if isinstance(model, str | Path):
-        network = checkpoints.open_checkpoint(model, plan, offline=offline, revision=revision)
-    else:
-        network = Checkpoint.of_model(copy.deepcopy(model).cpu().float(), plan)
-    if not network.metadata.head_trained:
-        raise UsageError(
-            f"model: {network.metadata.source or 'this one'} has a fresh decode head; train it "
-            f"before predicting with it"
-        )
-    if network.config.in_channels != 3:
-        raise UsageError(f"model: reads RGB images, not {network.config.in_channels} channels")
-    if network.metadata.task not in ("segmentation", "pose"):
-        raise UsageError(f"model: for an unknown task, {network.metadata.task}")
-    return network
-
-
-def _without_tiles(tile: object) -> bool:
-    return tile is None or (isinstance(tile, str) and tile == "auto")
-
-
-def _tiles(
-    tile: Size | str | None,
-    overlap: SupportsIndex | Size | None,
-    least: int,
-    network: Checkpoint,
-    plan: MergePlan,
-) -> tuple[Tiling | None, int]:
-    """Which images go in tiles, and how many pixels go through the network together at most.
-
-    Raises:
-        UsageError: if tile or overlap are none, or there is an overlap of nothing.
-    """
-    if isinstance(tile, str) and tile == "auto":
-        limit = int(AUTO_TILE_BYTES / (bytes_per_pixel(network.config) * plan.input_scale**2))
-        side = max(AUTO_TILE, least)
-        return Tiling.of((side, side), overlap, least, above=limit), limit
-    if tile is not None:
-        return Tiling.of(cast(Size, tile), overlap, least), sys.maxsize
-    if overlap is not None:
-        raise UsageError("overlap: only where there are tiles")
-    return None, sys.maxsize

@@ -24,12 +24,12 @@ from segformerpp.explaining.groups import Place, recording
 from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer, SegformerConfig
 from segformerpp.people import PeopleFinder, checked_boxes
-from segformerpp.predictor import open_trained
 from segformerpp.runtimes import Runtime
 from segformerpp.tasks import label_maps, segmentation
 from segformerpp.tasks.pose import codec_of
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
+from segformerpp.trained import open_trained
 
 #: Larger images are explained at the size that has so many pixels: 1024 x 2048.
 MOST_PIXELS = 2**21

@@ -355,7 +355,7 @@ def _sizes(g: Graph, size: Dim, cells: Dim, s: Dim) -> Index:
     left = size - g.arange(0, cells) * s
     if isinstance(left, Value):
         return g.op("Cast", g.op("Min", left, s), to=1)
-    return np.minimum(left, s).astype(np.float32)
+    return left.clip(max=s).astype(np.float32)
 
 
 def nearest(g: Graph, size: Dim, source: Dim) -> Index:
