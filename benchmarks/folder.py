@@ -95,7 +95,8 @@ def main() -> None:
             task = progress.add_task(plan, total=len(candidates) * args.rounds)
             interleave(candidates, 1)  # to warm up
             timings = interleave(candidates, args.rounds, partial(progress.advance, task))
-            alone, whole = bare_network.fastest(timings), timings["folder"]
+            compared, alone = bare_network.fastest(timings)
+            whole = timings["folder"]
             meaningless = alone.meaningless or whole.meaningless
             on_top = None if meaningless else round(whole.median / alone.median - 1, 3)
             rows.append(
@@ -103,6 +104,7 @@ def main() -> None:
                     **predictor.facts,
                     "size": f"{x.shape[2]}x{x.shape[3]}",
                     "images": len(files),
+                    "compared_with": compared,
                     "network_ms": round(1e3 * alone.median, 1),
                     "folder_ms": round(1e3 * whole.median, 1),
                     "on_top": on_top,

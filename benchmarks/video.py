@@ -150,13 +150,15 @@ def main() -> None:
             }
             interleave(candidates, 1)  # to warm up
             timings = interleave(candidates, args.rounds)
-            alone, whole = bare_network.fastest(timings), timings["video"]
+            compared, alone = bare_network.fastest(timings)
+            whole = timings["video"]
             meaningless = alone.meaningless or whole.meaningless
             share = None if meaningless else round(alone.median / whole.median, 3)
             rows.append(
                 {
                     **facts,
                     "images": args.frames,
+                    "compared_with": compared,
                     "network_fps": round(1 / alone.median, 2),
                     "video_fps": round(1 / whole.median, 2),
                     "share": share,

@@ -128,6 +128,18 @@ def test_other_weights_of_the_same_kind_are_as_fast(
     assert raced.calls == 3
 
 
+def test_in_streams(random_checkpoint: Path) -> None:
+    runtime = AutoRuntime(open_checkpoint(random_checkpoint), "openvino", "f32", threads=2)
+    parallel = runtimes.parallel(runtime)
+    assert parallel
+    assert parallel.streams == 2
+    x = np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32)
+    stream = parallel.stream(x.shape)
+    assert stream
+    np.testing.assert_allclose(stream(x), runtime(x), rtol=1e-4, atol=1e-5)
+    assert AutoRuntime(open_checkpoint(random_checkpoint), "torch", device="cpu").streams == 1
+
+
 @pytest.mark.parametrize("trouble", ["noise", "memory"])
 def test_what_is_uncertain_is_not_kept(
     random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, trouble: str

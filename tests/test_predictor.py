@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -309,37 +310,89 @@ def test_a_stream_equals_single_calls(random_model: Segformer, tmp_path: Path) -
     assert list(predict.stream([])) == []
 
 
-def test_many_images_go_in_streams(
+class Streams:
+    """Watches how many inputs are in the streams of a predictor's runtime; may refuse some."""
+
+    def __init__(self, predict: Predictor, patch: pytest.MonkeyPatch, refused: int = 0) -> None:
+        self.under_way, self.most, self.calls = 0, 0, 0
+        self._lock, self._refused = threading.Lock(), refused
+        runtime = cast(OpenvinoRuntime, predict.runtime)
+        stream = runtime.stream
+
+        def noted(shape: tuple[int, ...]) -> Network:
+            network = stream(shape)
+            assert network
+            return partial(self._call, network)
+
+        patch.setattr(runtime, "stream", noted)
+
+    def _call(self, network: Network, x: np.ndarray) -> np.ndarray:
+        with self._lock:
+            self.under_way += 1
+            self.calls += 1
+            self.most = max(self.most, self.under_way)
+        try:
+            time.sleep(0.05)
+            if x.shape[2] == self._refused:
+                raise MemoryLimitError("too much")
+            return network(x)
+        finally:
+            with self._lock:
+                self.under_way -= 1
+
+
+@pytest.fixture(scope="module")
+def two_threads(random_model: Segformer) -> Predictor:
+    return Predictor(random_model, runtime="openvino", precision="f32", threads=2)
+
+
+def test_many_images_go_in_streams(two_threads: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(40 + 8 * (i % 2), 64, seed=i) for i in range(9)]
+    expected = [two_threads(image).label_map for image in images]
+    streams = Streams(two_threads, monkeypatch)
+    for source in (images, iter(images)):
+        results = list(two_threads.stream(source))
+        for image, label_map, result in zip(images, expected, results, strict=True):
+            assert agreement(result.label_map, label_map) > 0.998
+            np.testing.assert_array_equal(result.image, image)
+            assert 0.02 < result.network_seconds < 0.4  # half of at least 0.05
+    assert (streams.most, streams.calls) == (2, 18)
+    assert len(list(two_threads.stream(images[:3]))) == 3  # not worth it
+    assert streams.calls == 18
+
+
+def test_failures_among_streams(two_threads: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order; and what does not fit beside others goes alone."""
+    streams = Streams(two_threads, monkeypatch, refused=48)
+    sizes = [32, 32, 48, 32, 0, 32, 48]
+    images = [picture(size, 64) if size else Path("missing.png") for size in sizes]
+    failed: list[Any] = []
+    results = two_threads.stream(images, lambda source, _: failed.append(source))
+    assert [len(result.label_map) for result in results] == [32, 32, 48, 32, 32, 48]
+    assert failed == [Path("missing.png")]
+    assert streams.calls == 6
+    before = threading.active_count()
+    stopped = two_threads.stream([picture(32, 64)] * 20)
+    next(stopped)
+    stopped.close()  # type: ignore[attr-defined]
+    assert streams.under_way == 0
+    assert streams.calls < 16
+    assert threading.active_count() == before
+    stopped = two_threads.stream([*[picture(32, 64)] * 5, Path("missing.png"), picture(32, 64)])
+    assert len([next(stopped) for _ in range(5)]) == 5
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        next(stopped)
+
+
+def test_tiles_do_not_go_in_streams(
     random_model: Segformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict = Predictor(random_model, runtime="openvino", precision="f32", threads=2)
-    under_way, most = 0, 0
-    runtime = cast(OpenvinoRuntime, predict.runtime)
-    in_stream, lock = runtime.in_stream, threading.Lock()
-
-    def noted(x: np.ndarray) -> np.ndarray:
-        nonlocal under_way, most
-        with lock:
-            under_way += 1
-            most = max(most, under_way)
-        time.sleep(0.05)
-        logits = in_stream(x)
-        with lock:
-            under_way -= 1
-        return logits
-
-    monkeypatch.setattr(runtime, "in_stream", noted)
-    images = [picture(40 + 8 * (i % 2), 64, seed=i) for i in range(9)]
-    for source in (images, iter(images)):
-        most = 0
-        for image, result in zip(images, predict.stream(source), strict=True):
-            expected = predict(image)
-            assert agreement(result.label_map, expected.label_map) > 0.998
-            np.testing.assert_array_equal(result.image, image)
-        assert most == 2
-    most = 0
-    assert len(list(predict.stream(images[:3]))) == 3  # not worth it
-    assert most == 0
+    predict = Predictor(random_model, runtime="openvino", threads=2, tile=(64, 64))
+    streams = Streams(predict, monkeypatch)
+    sizes = [40, 90, 40, 40, 90]
+    results = predict.stream(picture(size, 64) for size in sizes)
+    assert [len(result.label_map) for result in results] == sizes
+    assert streams.calls == 3
 
 
 def test_batches_are_neighbours_of_equal_size(random_model: Segformer) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -125,14 +125,14 @@ class AutoRuntime:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
-        return self._chosen(x)(x)
+        return self._chosen(x.shape)(x)
 
-    def in_stream(self, x: np.ndarray) -> np.ndarray:
-        """Predict as a call does, beside others; see `ParallelRuntime`."""
-        return cast(ParallelRuntime, self._chosen(x)).in_stream(x)
+    def stream(self, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What computes inputs of one shape beside others; see `ParallelRuntime`."""
+        return cast(ParallelRuntime, self._chosen(shape)).stream(shape)
 
-    def _chosen(self, x: np.ndarray) -> Runtime:
-        name = self.choose((x.shape[2], x.shape[3]))
+    def _chosen(self, shape: tuple[int, ...]) -> Runtime:
+        name = self.choose((shape[2], shape[3]))
         self.merge_plan = PRESETS[name]
         return self._ready[name]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +12,14 @@ import numpy as np
 
 from segformerpp.arguments import Size
 from segformerpp.data.images import ImageSource
-from segformerpp.errors import ImageError
+from segformerpp.errors import ImageError, MemoryLimitError
+from segformerpp.runtimes import ParallelRuntime
 from segformerpp.tasks.pose_result import PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
+
+#: How much memory images that wait for the network may take, unless one alone takes more; and how
+#: much those that are in its streams.
+AHEAD_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +73,8 @@ class Failure:
 
 
 Outcome = SegmentationResult | PoseResult | Failure
+#: What is left to do for the images of a group.
+Steps = list[Callable[[], Outcome]]
 #: Normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32.
 Network = Callable[[np.ndarray], np.ndarray]
 
@@ -107,3 +116,68 @@ def groups(
         raise
     if group:
         yield group
+
+
+def in_streams(
+    batches: Iterable[list[Prepared] | Failure],
+    runtime: ParallelRuntime,
+    shape: Callable[[list[Prepared]], tuple[int, ...] | None],
+    run: Callable[[list[Prepared], Network, float], Steps],
+    alone: Callable[[list[Prepared] | Failure], Steps],
+) -> Generator[Steps]:
+    """Send images through the network, several groups at the same time where that is possible.
+
+    Args:
+        batches: which images go together, in order.
+        runtime: executes the network.
+        shape: of what goes through the network for a group; None if it is to go alone.
+        run: sends a group through a network that has a share of the threads.
+        alone: sends a group through the network when no other is in it.
+
+    Yields:
+        What is left to do for the images of each group, in order. An exception of `batches` is
+        raised after those before it.
+    """
+    pool = ThreadPoolExecutor(runtime.streams, "segformerpp-stream")
+    under_way: deque[tuple[list[Prepared], Future[Steps]]] = deque()
+    failure: Exception | None = None
+
+    def first() -> Steps:
+        group, future = under_way.popleft()
+        try:
+            return future.result()
+        except (MemoryLimitError, MemoryError):
+            pass
+        # What does not fit beside others may fit alone.
+        wait([other for _, other in under_way])
+        return alone(group)
+
+    groups = iter(batches)
+    try:
+        while True:
+            try:
+                group = next(groups)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
+            its_shape = None if isinstance(group, Failure) else shape(group)
+            stream = runtime.stream(its_shape) if its_shape else None
+            if stream is None or isinstance(group, Failure):
+                while under_way:
+                    yield first()
+                yield alone(group)
+                continue
+            under_way.append((group, pool.submit(run, group, stream, 1 / runtime.streams)))
+            # One more than there are streams, so that none of them waits.
+            room = AHEAD_BYTES // sum(image.nbytes for image in group)
+            most = max(min(runtime.streams + 1, room), 1)
+            while under_way and (under_way[0][1].done() or len(under_way) > most):
+                yield first()
+        while under_way:
+            yield first()
+        if failure:
+            raise failure
+    finally:
+        pool.shutdown(cancel_futures=True)

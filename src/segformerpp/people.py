@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from segformerpp.arguments import Size
-from segformerpp.batching import Network, Outcome, Prepared, known
+from segformerpp.batching import Network, Prepared, Steps, known
 from segformerpp.data.images import ImageSource
 from segformerpp.data.skeletons import Skeleton
 from segformerpp.errors import UsageError
@@ -59,20 +59,22 @@ class PeopleFinder:
         """1: people of different images do not go through the network together."""
         return 1
 
-    def run(
-        self, group: list[Prepared], network: Network, streams: int
-    ) -> list[Callable[[], Outcome]]:
+    def shape(self, group: list[Prepared]) -> tuple[int, ...]:
+        """(B, 3, H, W) of what mostly goes through the network."""
+        return self.batch, 3, *self.codec.size
+
+    def run(self, group: list[Prepared], network: Network, share: float = 1) -> Steps:
         """Find the people's keypoints in an image; nothing is left to do.
 
         Args:
             group: the image.
             network: what executes it.
-            streams: how many images are on their way at the same time: each took its share.
+            share: of the threads, that it does so on.
         """
         (prepared,) = group
         assert prepared.boxes is not None
         result = self.find(prepared.image, prepared.boxes, prepared.path, network)
-        return [known(replace(result, network_seconds=result.network_seconds / streams))]
+        return [known(replace(result, network_seconds=result.network_seconds * share))]
 
     def find(
         self,
@@ -89,7 +91,8 @@ class PeopleFinder:
             path: the file that the image is from.
             network: what executes it, if not the runtime.
         """
-        keypoints, seconds = self._keypoints(image, boxes, network or self.runtime)
+        network = self.runtime if network is None else network
+        keypoints, seconds = self._keypoints(image, boxes, network)
         return PoseResult(
             keypoints=keypoints,
             boxes=boxes,

@@ -15,7 +15,16 @@ import numpy as np
 
 from segformerpp import runtimes
 from segformerpp.arguments import Size, checked_size, whole_number
-from segformerpp.batching import Failure, Network, Outcome, Prepared, groups, known
+from segformerpp.batching import (
+    AHEAD_BYTES,
+    Failure,
+    Network,
+    Prepared,
+    Steps,
+    groups,
+    in_streams,
+    known,
+)
 from segformerpp.data.behind import run_ahead, run_behind
 from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
 from segformerpp.data.labels import class_ids, describe
@@ -37,8 +46,6 @@ if TYPE_CHECKING:
     from segformerpp.auto_plan import AutoRuntime
     from segformerpp.models import Segformer
 
-#: How much memory images that wait for the network may take, unless one alone takes more.
-_AHEAD_BYTES = 2**30
 _WORKERS = 4
 
 
@@ -66,7 +73,8 @@ class Predictor:
         overlap: pixels that neighbouring windows share at least, one number or (h, w); None for a
             quarter of the tile. Logits are averaged there.
         batch: how many images of equal size (or windows) go through the network together at
-            most; see `tile`.
+            most; see `tile`. Several such batches are on their way in a `stream` at the same time
+            only where about 1 GiB is enough for them all.
         probabilities: whether results carry class probabilities (large: 2 bytes for each class
             and pixel).
         classes: names or ids of the classes that results are about, see `class_ids`: pixels of
@@ -346,7 +354,7 @@ class Predictor:
     ) -> Iterator[SegmentationResult] | Iterator[PoseResult]:
         """Work on many images; results come in order, and equal those of single calls.
 
-        Under `reuse_match` those of every so many-th do.
+        Up to rounding; under `reuse_match` those of every so many-th do.
 
         Some images are taken and decoded ahead of the network, and results are finished behind
         it, in other threads. With OpenVINO on a processor several images go through the network
@@ -395,18 +403,18 @@ class Predictor:
 
     def _passed(
         self, batches: Iterable[list[Prepared] | Failure], images: Iterable[ImageSource]
-    ) -> Generator[list[Callable[[], Outcome]]]:
+    ) -> Generator[Steps]:
         """What is left to do for images that have been through the network, in order."""
+        network = self._network()
         many = None if self._matching else runtimes.parallel(self.runtime)
         # Of a few images the last ones would be waited for longer.
-        if many and length_hint(images, 2 * many.streams) >= 2 * many.streams:
-            run = partial(self._run, network=many.in_stream, streams=many.streams)
-            # One more waits, so that no stream does.
-            yield from run_ahead(run, batches, many.streams, lambda _: many.streams + 1)
-            return
-        network = self._network()
-        for batch in batches:
-            yield self._run(batch, network)
+        few = 2 * self._batch * (many.streams if many else 0)
+        if many and length_hint(images, few) >= few:
+            alone = partial(self._run, network=network)
+            yield from in_streams(batches, many, self._task.shape, self._task.run, alone)
+        else:
+            for batch in batches:
+                yield self._run(batch, network)
 
     def _check_boxes(self, boxes: object) -> None:
         if boxes is not None and not isinstance(self._task, PeopleFinder):
@@ -446,21 +454,19 @@ class Predictor:
         """How many images may wait for the network."""
         if isinstance(latest, Failure):
             return _WORKERS
-        return min(max(_AHEAD_BYTES // latest.nbytes, 1), self._batch + _WORKERS)
+        return min(max(AHEAD_BYTES // latest.nbytes, 1), self._batch + _WORKERS)
 
-    def _run(
-        self, group: list[Prepared] | Failure, network: Network, streams: int = 1
-    ) -> list[Callable[[], Outcome]]:
+    def _run(self, group: list[Prepared] | Failure, network: Network) -> Steps:
         """Send images through the network; what is left to do for each is returned."""
         if isinstance(group, Failure):
             return [known(group)]
         try:
-            return self._task.run(group, network, streams)
+            return self._task.run(group, network)
         except (MemoryLimitError, MemoryError) as error:
             failure = Failure.of_memory(group[0].source, error)
         # Not in the handler, where the error keeps alive what the network had allocated.
         if len(group) > 1:
-            return [step for image in group for step in self._run([image], network, streams)]
+            return [step for image in group for step in self._run([image], network)]
         return [known(failure)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segformerpp.arguments import Size
-from segformerpp.batching import Failure, Network, Outcome, Prepared, known
+from segformerpp.batching import Failure, Network, Outcome, Prepared, Steps, known
 from segformerpp.data.images import ImageSource
 from segformerpp.models.config import Metadata
 from segformerpp.runtimes import Runtime
@@ -69,21 +68,24 @@ class Segmenter:
         """How many images or tiles of this size go through the network together."""
         return max(1, min(self.batch, self.pixels // math.prod(size)))
 
-    def run(
-        self, group: list[Prepared], network: Network, streams: int
-    ) -> list[Callable[[], Outcome]]:
+    def shape(self, group: list[Prepared]) -> tuple[int, ...] | None:
+        """(B, 3, H, W) of what goes through the network; None for an image that goes in tiles."""
+        return None if group[0].input is None else (len(group), *group[0].input.shape)
+
+    def run(self, group: list[Prepared], network: Network, share: float = 1) -> Steps:
         """Send images of one size through the network; what is left to do for each is returned.
 
         Args:
             group: the images.
             network: what executes it.
-            streams: how many groups are on their way at the same time: each took its share.
+            share: of the threads, that it does so on.
         """
         if group[0].input is None:
-            return [known(self._in_tiles(group[0], network, streams))]
+            return [known(self._in_tiles(group[0], network))]
+        x = np.stack([image.input for image in group if image.input is not None])
         start = time.perf_counter()
-        logits = network(np.stack([image.input for image in group if image.input is not None]))
-        seconds = (time.perf_counter() - start) / len(group) / streams
+        logits = network(x)
+        seconds = (time.perf_counter() - start) / len(group) * share
         return [
             partial(self._try_to_finish, image, its_logits, seconds)
             for image, its_logits in zip(group, logits, strict=True)
@@ -98,10 +100,9 @@ class Segmenter:
         logits: np.ndarray = self.runtime(prepared.input[None])[0]
         return logits, time.perf_counter() - start
 
-    def _in_tiles(self, prepared: Prepared, network: Network, streams: int) -> SegmentationResult:
+    def _in_tiles(self, prepared: Prepared, network: Network) -> SegmentationResult:
         logits, seconds = self._windows(prepared, network)
-        result = self._finish(prepared, logits, 0)
-        return replace(result, network_seconds=sum(seconds) / streams)
+        return replace(self._finish(prepared, logits, 0), network_seconds=sum(seconds))
 
     def _windows(self, prepared: Prepared, network: Network) -> tuple[Windows, list[float]]:
         """Logits that are computed as they are read, and the seconds that this takes then."""

@@ -64,8 +64,8 @@ def test_shapes_and_threads() -> None:
 
 
 def test_streams_divide_the_threads() -> None:
-    assert [max(streams_of(threads)) for threads in (1, 2, 3, 4, 5, 6, 8, 16)] == [
-        *(1, 2, 3, 4, 1, 3, 4, 4)
+    assert [streams_of(threads) for threads in (0, 1, 2, 3, 4, 5, 6, 8, 16)] == [
+        *(1, 1, 2, 3, 4, 1, 3, 4, 4)
     ]
     runtime = runtimes.create(tiny(), "openvino", "f32", threads=1)
     assert runtimes.parallel(runtime) is None
@@ -73,32 +73,34 @@ def test_streams_divide_the_threads() -> None:
 
 
 def test_in_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several at a time, of several shapes; where they would need much memory, one by one."""
-    inputs = [X[i % 3 : i % 3 + 1 + i % 2, :, : 64 + 32 * (i % 2)] for i in range(8)]
-    runtime = runtimes.create(tiny(), "openvino", "f32", threads=4)
-    reference = [runtime(x) for x in inputs]
-    parallel = runtimes.parallel(runtime)
-    assert parallel
-    assert parallel.streams == 4
-    for limit in (2**30, 0):
-        monkeypatch.setattr(openvino_runtime, "_STREAMS_BYTES", limit)
-        with ThreadPoolExecutor(parallel.streams) as pool:
-            results = list(pool.map(parallel.in_stream, inputs))
+    """Several at a time, of two shapes; where they would need much memory, none."""
+    runtime = OpenvinoRuntime(Checkpoint.of_model(tiny()), "f32", threads=4)
+    assert runtimes.parallel(runtime) is runtime
+    assert runtime.streams == 4
+    for shape in ((1, 3, 64, 99), (2, 3, 96, 96)):
+        inputs = [X[i % 2 : i % 2 + shape[0], :, : shape[2], : shape[3]] for i in range(8)]
+        reference = [runtime(x) for x in inputs]
+        stream = runtime.stream(shape)
+        assert stream
+        with monkeypatch.context() as patch:
+            patch.setattr(OpenvinoRuntime, "__call__", None)
+            with ThreadPoolExecutor(runtime.streams) as pool:
+                results = list(pool.map(stream, map(np.ascontiguousarray, inputs)))
         for logits, expected_logits in zip(results, reference, strict=True):
             np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(stream(X), runtime(X))  # of another shape
+    monkeypatch.setattr(openvino_runtime, "_STREAMS_BYTES", 2**20)
+    assert runtime.stream((1, 3, 64, 99)) is None
 
 
-def test_what_does_not_fit_beside_others_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = OpenvinoRuntime(Checkpoint.of_model(tiny()), "f32", threads=2)
 
     def fail(*_: object) -> None:
         raise MemoryError("std::bad_alloc")
 
-    monkeypatch.setattr(runtime, "_requests", fail)
-    np.testing.assert_array_equal(runtime.in_stream(X), runtime(X))
-    monkeypatch.setattr(runtime, "_compiled", fail)
-    with pytest.raises(MemoryLimitError, match="3 x 131 x 99 pixels do not fit"):
-        runtime.in_stream(X)
+    monkeypatch.setattr(runtime, "_streams", fail)
+    assert runtime.stream(X.shape) is None
 
 
 def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,21 @@ def test_lovasz_is_its_definition() -> None:
     torch.testing.assert_close(lovasz_softmax(logits, masks), torch.tensor(losses).mean())
 
 
+@pytest.mark.parametrize("size", [(12, 20), (13, 22), (3, 5), (40, 7), (2, 2)])
+def test_lovasz_looks_at_every_fourth_of_the_resized_logits(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 3, 5, requires_grad=True)
+    masks = torch.randint(0, 4, (2, *size))
+    large = F.interpolate(logits, size, mode="bilinear")
+    found, seen = losses._every_fourth(logits, masks)
+    torch.testing.assert_close(found, large[..., 2::4, 2::4])
+    assert torch.equal(seen, masks[..., 2::4, 2::4])
+    grads = [
+        torch.autograd.grad(x.square().sum(), logits)[0] for x in (found, large[..., 2::4, 2::4])
+    ]
+    torch.testing.assert_close(*grads)
+
+
 def test_lovasz_beside_the_cross_entropy_can_be_trained_on() -> None:
     masks = torch.zeros(1, 16, 16, dtype=torch.uint8)
     masks[:, 8:] = 1

@@ -42,9 +42,9 @@ class BipartiteMatching:
 
     Every strategy can be `proportional`, where it merges keys/values: attention then gives a
     merged key as much weight as the tokens in it had (ToMe, section 3.2, "proportional
-    attention"). And every one leaves at least `min_tokens`: of few tokens matching merges fewer,
-    and neighbours are not merged at all where fewer would be left. They cost little, and each of
-    them matters.
+    attention"). And every one leaves at least `min_tokens`: of few tokens matching merges fewer or
+    none, and neighbours are not merged at all where fewer would be left, without a warning. Few
+    tokens cost little, and each of them matters.
     """
 
     mode: ClassVar[str] = "bsm"

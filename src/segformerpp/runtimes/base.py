@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -51,10 +52,10 @@ class Runtime(Protocol):
 
 
 class ParallelRuntime(Runtime, Protocol):
-    """A runtime through which several inputs may go at the same time.
+    """A runtime through which several inputs may go at the same time, each on some of the threads.
 
-    On a few threads each they take longer one by one, but no thread waits for the others: on many
-    cores, or beside other work, more of them are done in a second.
+    Each takes longer then, but no thread waits for the others: on many cores, or beside other work,
+    more of them are done in a second.
 
     Attributes:
         streams: how many at the same time, at most.
@@ -62,10 +63,18 @@ class ParallelRuntime(Runtime, Protocol):
 
     streams: int
 
-    def in_stream(self, x: np.ndarray) -> np.ndarray:
-        """Predict as a call does; to be called in so many threads as there are streams.
+    def stream(self, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What computes inputs of one shape beside others, in as many threads as there are streams.
 
-        Where inputs are so large that fewer fit into a moderate memory, some wait.
+        It predicts as a call does, up to rounding.
+
+        Args:
+            shape: (B, 3, H, W).
+
+        Returns:
+            What is called with them (and computes others as a call does). None if inputs of this
+            shape are to be computed one after the other, as they are so large that several need
+            more memory than there may be.
         """
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-from contextlib import suppress
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from segformerpp.runtimes.graph import MatchFlow
     from segformerpp.runtimes.int8 import Images
 
+logger = logging.getLogger(__name__)
+
 _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 #: Input shapes whose networks are kept ready; each holds the weights once more.
 _KEPT_SHAPES = 8
-#: How many streams there are at most, and how much memory they may take together: small boards have
-#: four cores and not much more.
-_MOST_STREAMS, _STREAMS_BYTES = 4, 2**30
+#: How many streams there are at most, and how much memory those of one shape may take together:
+#: small boards have four cores and not much more. And for how many shapes they are kept ready.
+_MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2
 
 
 class OpenvinoRuntime:
@@ -84,11 +87,11 @@ class OpenvinoRuntime:
                 f"{self.device}, not {precision!r}"
             )
         self.threads = (threads or cores()) if self.device == "cpu" else 0
-        self.streams = max(streams_of(self.threads))
+        self.streams = streams_of(self.threads)
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
         self._compiled = lru_cache(_KEPT_SHAPES)(self._prepare)
-        self._requests = lru_cache(_KEPT_SHAPES)(self._start_streams)
+        self._streams = lru_cache(_KEPT_STREAMS)(self._start_streams)
         self._int8: tuple[ov.Model, str | None] | None = None
         self.precision = self._choose(precisions) if precision == "auto" else precision
         if self.precision == "int8":
@@ -102,20 +105,31 @@ class OpenvinoRuntime:
         with self._lock, memory_limits(x.shape, self.device):
             return self._compiled(x.shape, self.precision)(x)[0]
 
-    def in_stream(self, x: np.ndarray) -> np.ndarray:
-        """Predict as a call does, beside others; see `ParallelRuntime`."""
-        streams = self._streams(x.shape)
-        if streams > 1:
-            # What does not fit beside others may fit alone.
-            with suppress(MemoryLimitError), memory_limits(x.shape, self.device):
-                with self._lock:  # so that it is compiled once
-                    requests = self._requests(x.shape, streams)
-                request = requests.get()
-                try:
-                    return request.infer(x)[0]
-                finally:
-                    requests.put(request)
-        return self(x)
+    def stream(self, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What computes inputs of one shape beside others; see `ParallelRuntime`."""
+        batch, _, height, width = shape
+        scale = self._checkpoint.merge_plan.input_scale
+        each = bytes_per_pixel(self._checkpoint.config) * batch * height * width * scale**2
+        if self.streams == 1 or self.streams * each > _STREAMS_BYTES:
+            return None
+        try:
+            with self._lock, memory_limits(shape, self.device):
+                requests = self._streams(shape)
+        except MemoryLimitError as error:
+            logger.info("no streams: %s", error)
+            return None
+
+        def infer(x: np.ndarray) -> np.ndarray:
+            if x.shape != shape:
+                return self(x)
+            request = requests.get()
+            try:
+                with memory_limits(x.shape, self.device):
+                    return request.infer(x, share_inputs=True)[0]
+            finally:
+                requests.put(request)
+
+        return infer
 
     def matched(
         self, x: np.ndarray, given: list[np.ndarray] | None = None
@@ -148,18 +162,11 @@ class OpenvinoRuntime:
             return compare().decode()
         return cache.fetch("precision", self._key(None, "bf16"), compare, bytes.decode)
 
-    def _streams(self, shape: tuple[int, ...]) -> int:
-        """How many inputs of a shape may be in the memory at the same time."""
-        batch, _, height, width = shape
-        scale = self._checkpoint.merge_plan.input_scale
-        each = bytes_per_pixel(self._checkpoint.config) * batch * height * width * scale**2
-        return max(n for n in streams_of(self.threads) if n == 1 or n * each <= _STREAMS_BYTES)
-
-    def _start_streams(self, shape: tuple[int, ...], streams: int) -> queue.SimpleQueue[Any]:
-        """Requests of a network that computes so many at the same time."""
-        network = self._prepare(shape, self.precision, streams=streams)
+    def _start_streams(self, shape: tuple[int, ...]) -> queue.SimpleQueue[Any]:
+        """Requests of a network that computes as many at the same time as there are streams."""
+        network = self._prepare(shape, self.precision, streams=self.streams)
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(streams):
+        for _ in range(self.streams):
             requests.put(network.create_infer_request())
         return requests
 
@@ -224,10 +231,10 @@ class OpenvinoRuntime:
             "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
             "openvino": ov.__version__,
             "segformerpp": __version__,
-            "code": cache.code_version("runtimes"),
+            "code": [cache.code_version(package) for package in ("runtimes", "merging")],
         }
 
 
-def streams_of(threads: int) -> list[int]:
-    """Into how many streams of equally many threads so many can be divided; 1 is among them."""
-    return [n for n in range(1, _MOST_STREAMS + 1) if not threads % n and n <= max(threads, 1)]
+def streams_of(threads: int) -> int:
+    """How many streams of equally many threads so many are divided into; 1 for 0 threads."""
+    return max(n for n in range(1, _MOST_STREAMS + 1) if n == 1 or (threads and not threads % n))

@@ -37,8 +37,8 @@ class PoseResult:
         palette: the RGB colour of each keypoint.
         image: (H, W, 3) uint8 RGB, as read.
         path: the file that the image came from, if it did.
-        network_seconds: how long the network took for this image; its share, where several went
-            through it at the same time.
+        network_seconds: how long the network took for this image; where several went through it
+            at the same time, its share of the threads.
     """
 
     keypoints: np.ndarray

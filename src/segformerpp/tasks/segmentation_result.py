@@ -64,8 +64,8 @@ class SegmentationResult:
         image: (H, W, 3) uint8 RGB, as read.
         path: the file that the image came from, if it did.
         probabilities: (K, H, W) float16 if they were asked for; of chosen classes, their planes.
-        network_seconds: how long the network took for this image; its share, where several went
-            through it together or at the same time.
+        network_seconds: how long the network took for this image: its share of the time of a
+            batch, and of the threads where several went through it at the same time.
         classes: the ids of the classes that were chosen, in rising order; None for all.
         merge: the preset that was taken for this image under ``merge="auto"``; else empty.
     """

@@ -163,19 +163,20 @@ def lovasz_softmax(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def _every_fourth(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Resized logits and masks at every fourth pixel of both directions, from the third on."""
-    first = _EVERY // 2
-    sampled = masks[..., first::_EVERY, first::_EVERY]
-    height, width = (size * _EVERY for size in logits.shape[2:])
-    if masks.shape[1:] != (height, width):
-        return _fitted(logits, masks)[..., first::_EVERY, first::_EVERY], sampled
-    # One pixel for each logit: between it and the next ones, and no others have to be made.
-    logits, between = logits.float(), (first + 0.5) / _EVERY - 0.5
-    for dim in (2, 3):
-        after = logits.narrow(dim, 1, logits.shape[dim] - 1)
-        after = torch.cat([after, logits.narrow(dim, logits.shape[dim] - 1, 1)], dim)
-        logits = logits.lerp(after, between)
-    return logits, sampled
+    """Resized logits and masks at every fourth pixel of both directions, from the third on.
+
+    What `_fitted` would make there, without making the other pixels.
+    """
+    first, logits = _EVERY // 2, logits.float()
+    for dim, pixels in ((2, masks.shape[1]), (3, masks.shape[2])):
+        size = logits.shape[dim]
+        at = torch.arange(first, pixels, _EVERY, device=logits.device)
+        at = ((at + 0.5) * (size / pixels) - 0.5).clamp(0, size - 1)
+        low = at.long()
+        before, after = (logits.index_select(dim, i) for i in (low, (low + 1).clamp(max=size - 1)))
+        between = (at - low).view(-1, *[1] * (3 - dim))
+        logits = before.lerp(after, between)
+    return logits, masks[..., first::_EVERY, first::_EVERY]
 
 
 def heatmap_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

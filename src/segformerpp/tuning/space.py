@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from segformerpp.merging import (
@@ -43,28 +44,37 @@ def suggest(ask: Asker, scales: Sequence[float]) -> MergePlan:
         scales: of the image, that the plan may have.
     """
     stages = []
-    least = ask.suggest_categorical("min_tokens", _MIN_TOKENS)
     for number in range(1, STAGES + 1):
-        q = _suggest_merge(ask, f"q{number}", least, proportional=False)
-        kv = _suggest_merge(ask, f"kv{number}", least, proportional=True)
+        q = _suggest_merge(ask, f"q{number}", proportional=False)
+        kv = _suggest_merge(ask, f"kv{number}", proportional=True)
         reuse = 0
         if any(isinstance(merge, BipartiteMatching) for merge in (q, kv)):
             reuse = ask.suggest_categorical(f"reuse{number}", _REUSE)
         stages.append(StageMerge(q, kv, reuse))
+    if any(stage.q or stage.kv for stage in stages):
+        least = ask.suggest_categorical("min_tokens", _MIN_TOKENS)
+        stages = [
+            replace(stage, q=_leaving(least, stage.q), kv=_leaving(least, stage.kv))
+            for stage in stages
+        ]
     return MergePlan(tuple(stages), ask.suggest_categorical("input_scale", tuple(scales)))
 
 
-def _suggest_merge(ask: Asker, name: str, least: int, *, proportional: bool) -> Merge | None:
+def _leaving(least: int, merge: Merge | None) -> Merge | None:
+    return merge and replace(merge, min_tokens=least)
+
+
+def _suggest_merge(ask: Asker, name: str, *, proportional: bool) -> Merge | None:
     mode = ask.suggest_categorical(f"{name}.mode", ("none", "n2d", "bsm"))
     if mode == "none":
         return None
     switch = proportional and ask.suggest_categorical(f"{name}.proportional", (True, False))
     if mode == "n2d":
         cell = ask.suggest_categorical(f"{name}.cell", (*_CELLS,))
-        return Neighbour2d(*_CELLS[cell], switch, least)
+        return Neighbour2d(*_CELLS[cell], switch)
     cell = ask.suggest_categorical(f"{name}.destinations", _MATCHED_CELLS)
     ratio = ask.suggest_float(f"{name}.r", _LEAST_RATIO, _MOST_RATIO, step=_STEP)
-    return BipartiteMatching(round(ratio, 2), *_CELLS[cell], switch, least)
+    return BipartiteMatching(round(ratio, 2), *_CELLS[cell], switch)
 
 
 def presets(scales: Sequence[float]) -> list[MergePlan]:
@@ -74,9 +84,10 @@ def presets(scales: Sequence[float]) -> list[MergePlan]:
 
 def choices(plan: MergePlan, scales: Sequence[float]) -> Choices | None:
     """What `suggest` must be told to make a plan; None if it never makes it."""
+    found: Choices = {"input_scale": plan.input_scale}
     merges = [merge for stage in plan.stages for merge in (stage.q, stage.kv) if merge]
-    least = max((merge.min_tokens for merge in merges), default=0)
-    found: Choices = {"input_scale": plan.input_scale, "min_tokens": least}
+    if merges:
+        found["min_tokens"] = max(merge.min_tokens for merge in merges)
     for number, stage in enumerate(plan.stages, 1):
         found |= _merge_choices(f"q{number}", stage.q, proportional=False)
         found |= _merge_choices(f"kv{number}", stage.kv, proportional=True)
@@ -103,6 +114,8 @@ def _merge_choices(name: str, merge: Merge | None, *, proportional: bool) -> Cho
 
 def neighbour(plan: MergePlan, draw: random.Random, scales: Sequence[float]) -> MergePlan:
     """A plan that differs in what one stage's queries or keys are merged by, or in the scale.
+
+    What is left at least stays: at one size of images it rarely matters.
 
     Args:
         plan: one of the space.

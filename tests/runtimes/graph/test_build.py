@@ -66,7 +66,14 @@ def test_sizes_that_follow_the_images(plan: str, engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("plan", "size"),
-    [("hq", (130, 99)), (ODD[1], (130, 99)), (ODD[2], (130, 99)), (ODD[2], None), ("hq", None)],
+    [
+        ("hq", (130, 99)),
+        (ODD[1], (130, 99)),
+        (ODD[2], (130, 99)),
+        (ODD[2], None),
+        (ODD[3], None),
+        ("hq", None),
+    ],
 )
 def test_without_sums_by_index(plan: str, size: tuple[int, int] | None, engine: str) -> None:
     x = images(2, 130, 99)

@@ -104,7 +104,6 @@ def _match_bipartite(
     h, w = tokens.grid
     rows, columns = h // merge.sy, w // merge.sx
     destinations = rows * columns
-    sources = g.difference(tokens.count, destinations)
     kept: Dim
     if isinstance(h, int) and isinstance(w, int):
         left = merge.left(h, w)
@@ -118,6 +117,7 @@ def _match_bipartite(
     elif merge.r == 1 and not merge.min_tokens:
         kept = 0
     else:
+        sources = g.difference(tokens.count, destinations)
         merged = g.least(share_of(merge.r, tokens.count), sources)
         if merge.min_tokens:
             merged = g.least(merged, g.difference(tokens.count, merge.min_tokens))
@@ -312,11 +312,16 @@ class _Pool2d:
         """The same for cells whose size follows the image, which no pooling has."""
         g, tokens, (h, w) = self._g, self._tokens, self._tokens.grid
         (sy, sx), (rows, columns) = self._cell, self._cells
-        image = g.reshape(x, tokens.batch, h, w, tokens.channels)
+        batch, channels = tokens.batch, tokens.channels
         missing = g.difference(rows * sy, h), g.difference(columns * sx, w)
+        image = g.reshape(x, batch, h, w, channels)
         image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, *missing, 0))
-        image = g.reshape(image, tokens.batch, rows, sy, columns, sx, tokens.channels)
-        pooled = g.op("ReduceSum", image, np.array([2, 4]), keepdims=0)
+        # Over one axis at a time, of few: OpenVINO has no fast kernel for more.
+        lines = g.reshape(image, batch * rows, sy, columns * sx * channels)
+        lines = g.op("ReduceSum", lines, np.array([1]), keepdims=0)
+        pooled = g.reshape(lines, batch * rows * columns, sx, channels)
+        pooled = g.op("ReduceSum", pooled, np.array([1]), keepdims=0)
+        pooled = g.reshape(pooled, batch, rows, columns, channels)
         pooled = pooled / g.reshape(self._inside(), rows, columns, 1)
         return g.reshape(pooled, tokens.batch, rows * columns, tokens.channels)
 
