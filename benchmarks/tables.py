@@ -115,6 +115,24 @@ def accuracy(rows: list[Row]) -> Iterable[list[str]]:
             ]
 
 
+def video(rows: list[Row]) -> Iterable[list[str]]:
+    """Frames per second from file to file, beside the network's alone."""
+    yield ["plan", "frames", "network alone, fps", "whole video, fps", "share"]
+    for row in rows:
+        share = "withheld" if row["share"] is None else f"{row['share']:.2f}"
+        rates = f"{row['network_fps']:.2f}", f"{row['video_fps']:.2f}"
+        yield [f"`{row['merge']}`", f"{row['images']} of {row['size']}", *rates, share]
+
+
+def trained(rows: list[Row]) -> Iterable[list[str]]:
+    """Models that were trained with a plan."""
+    yield ["trained and evaluated with", "mIoU", "lost", "pixel accuracy"]
+    for row in rows:
+        lost = rows[0]["miou"] - row["miou"]
+        cells = [f"`{row['merge']}`", f"{row['miou']:.2f}", f"{lost:.2f}"]
+        yield [*cells, f"{row['pixel_accuracy']:.2f} %"]
+
+
 def poses(rows: list[Row]) -> Iterable[list[str]]:
     """Every preset without retraining, and beside it a model that was trained with the plan."""
     trained = {row["merge"]: row for row in rows if row["trained_with"] != "none"}
@@ -198,6 +216,8 @@ TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "bench": bench,
     "int8": int8,
     "accuracy": accuracy,
+    "trained": trained,
+    "video": video,
     "poses": poses,
     "training": training,
     "accelerated": accelerated,
