@@ -54,7 +54,7 @@ def test_what_is_documented_is_what_was_measured() -> None:
     rows = [row for row in json.loads(RESULTS.read_text()) if row["size"] == "own"]
     assert {row["merge"]: round(row["agreement"], 1) for row in rows} == AGREEMENT
     assert AGREEMENT.keys() == PRESETS.keys()
-    assert list(presets_that_keep(98)) == ["balanced", "2x2", "turbo"]
+    assert list(presets_that_keep(98)) == ["balanced", "2x2", "turbo", "hq"]
 
 
 @pytest.mark.parametrize(
@@ -103,20 +103,20 @@ def test_measured_once_for_each_size(
     random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "segformerpp")
-    raced = race_with(monkeypatch, steady(1.2), steady(1.1), steady(1.3))
+    raced = race_with(monkeypatch, steady(1.2), steady(1.1), steady(1.3), steady(1))
     checkpoint = open_checkpoint(random_checkpoint)
     first = AutoRuntime(checkpoint, "torch", device="cpu")
     assert (first.described, first.merge_plan) == ("auto", MergePlan())
     assert [first.choose(size) for size in ((64, 64), (60, 70), (8, 8))] == ["turbo"] * 2 + ["none"]
-    assert raced.calls == 3
+    assert raced.calls == 4
     assert first.described == "auto: turbo, none"
     assert "merge auto: turbo for images of about 64 x 64, measured " in caplog.text
     assert "(times as fast as none: balanced 1.20 ± 0.00, 2x2 1.10" in caplog.text
     assert AutoRuntime(checkpoint, "torch", device="cpu").choose((66, 66)) == "turbo"
-    assert raced.calls == 3
+    assert raced.calls == 4
     first.choose((256, 256))
     AutoRuntime(checkpoint, "torch", "bf16", device="cpu").choose((64, 64))
-    assert raced.calls == 9
+    assert raced.calls == 12
 
 
 def test_other_weights_of_the_same_kind_are_as_fast(
@@ -125,7 +125,7 @@ def test_other_weights_of_the_same_kind_are_as_fast(
     raced = race_with(monkeypatch, steady(1.2))
     for checkpoint in (open_checkpoint(random_checkpoint), Checkpoint.of_model(random_model)):
         assert AutoRuntime(checkpoint, "torch", device="cpu").choose((64, 64)) == "balanced"
-    assert raced.calls == 3
+    assert raced.calls == 4
 
 
 def test_in_streams(random_checkpoint: Path) -> None:

@@ -82,7 +82,8 @@ class Segmenter:
         """
         if group[0].input is None:
             return [known(self._in_tiles(group[0], network))]
-        x = np.stack([image.input for image in group if image.input is not None])
+        inputs = [image.input for image in group if image.input is not None]
+        x = inputs[0][None] if len(inputs) == 1 else np.stack(inputs)
         start = time.perf_counter()
         logits = network(x)
         seconds = (time.perf_counter() - start) / len(group) * share

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-#: Of x264: a third of the default's time, for files that are a little larger. Without frames that
-#: are predicted from later ones, MP4 holds the duration of each frame, the last one's too.
-_OPTIONS = {"preset": "veryfast", "bf": "0"}
+#: Of x264: a fast preset, with the look ahead that it leaves out (mbtree), which halves the files:
+#: they are as large and as good as those of "veryfast", in two thirds of its time. Without frames
+#: that are predicted from later ones, MP4 holds the duration of each frame, the last one's too.
+_OPTIONS = {"preset": "superfast", "mbtree": "1", "rc-lookahead": "10", "bf": "0"}
 _HDTV, _LIMITED = 1, 1  # colours and their range, in FFmpeg's numbers
 
 
