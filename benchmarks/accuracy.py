@@ -27,13 +27,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", required=True, help="folder with CamVid's splits")
     parser.add_argument("--images", type=int, help="only the first so many")
-    parser.add_argument("--trained", nargs="*", default=[], metavar="PLAN=MODEL")
+    parser.add_argument("--trained", nargs="+", default=[], metavar="PLAN=MODEL")
     parser.add_argument("--json", type=Path, help="default: accuracy.json or trained.json there")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     if args.trained:
         for pair in args.trained:
-            plan, _, model = pair.partition("=")
+            plan, equals, model = pair.partition("=")
+            if not equals:
+                parser.error(f"--trained: PLAN=MODEL, not {pair}")
             [row] = _evaluated(args, ["--merge", plan, "--model", model])
             rows.append({**row, "model": "camvid-b0", "trained_with": plan})
     else:

@@ -27,12 +27,13 @@ CARD = r"""
 From scratch, without pretrained weights, on the 367 training images of CamVid (360x480, the 11
 classes and the split of SegNet), in runs of which each went on from the weights of the one before.
 The first two were of 60 epochs with weighted classes and of 16 without (commits a85e925 and
-5d16fe1 have their recipes); the mean of both had 59.2 mIoU on `val` and 50.2 on `test`. The last
-was of 14000 steps (305 epochs of crops) in two hours on two cores, with the Lovasz-Softmax loss
-beside the cross-entropy:
+5d16fe1 have their recipes); the mean of both, which is bundled in commit 5d16fe1 and called
+`before` here, had 59.2 mIoU on `val` and 50.2 on `test`. The last was of 14000 steps (305 epochs of
+crops) in two hours on two cores, with the Lovasz-Softmax loss beside the
+cross-entropy:
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m segformerpp train \
-      --config configs/camvid-b0.yaml --batch 4 --root camvid --out run
+      --config configs/camvid-b0.yaml --model before --batch 4 --root camvid --out run
     python scripts/publish_camvid.py --run run --root camvid --out src/segformerpp/weights/camvid-b0
 
 Its best weights on `val` are here. Single scale, whole image, from the float16 weights that are

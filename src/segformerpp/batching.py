@@ -20,6 +20,9 @@ from segformerpp.tasks.segmentation_result import SegmentationResult
 #: How much memory images that wait for the network may take, unless one alone takes more; and how
 #: much those that are in its streams.
 AHEAD_BYTES = 2**30
+#: How many shapes of images there are streams for at a time: where more of them take turns, they go
+#: one by one.
+_SHAPES = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,10 +151,13 @@ def in_streams(
             return future.result()
         except (MemoryLimitError, MemoryError):
             pass
-        # What does not fit beside others may fit alone.
+        # What does not fit beside others may fit alone; the error keeps alive what it had taken.
+        del future
         wait([other for _, other in under_way])
         return alone(group)
 
+    ready: deque[tuple[int, ...]] = deque(maxlen=_SHAPES)
+    last: tuple[int, ...] | None = None
     groups = iter(batches)
     try:
         while True:
@@ -162,14 +168,23 @@ def in_streams(
             except Exception as error:
                 failure = error
                 break
-            its_shape = None if isinstance(group, Failure) else shape(group)
-            stream = runtime.stream(its_shape) if its_shape else None
+            before, last = last, None if isinstance(group, Failure) else shape(group)
+            stream = None
+            if last not in ready:
+                # What has to be made for a shape is made, and measured, while nothing else runs.
+                while under_way:
+                    yield first()
+            if last and (last in ready or len(ready) < _SHAPES or last == before):
+                stream = runtime.stream(last)
             if stream is None or isinstance(group, Failure):
                 while under_way:
                     yield first()
                 yield alone(group)
                 continue
+            if last and last not in ready:
+                ready.append(last)
             under_way.append((group, pool.submit(run, group, stream, 1 / runtime.streams)))
+            del stream
             # One more than there are streams, so that none of them waits.
             room = AHEAD_BYTES // sum(image.nbytes for image in group)
             most = max(min(runtime.streams + 1, room), 1)

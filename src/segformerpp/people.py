@@ -59,9 +59,10 @@ class PeopleFinder:
         """1: people of different images do not go through the network together."""
         return 1
 
-    def shape(self, group: list[Prepared]) -> tuple[int, ...]:
-        """(B, 3, H, W) of what mostly goes through the network."""
-        return self.batch, 3, *self.codec.size
+    def shape(self, group: list[Prepared]) -> tuple[int, ...] | None:
+        """(B, 3, H, W) of what goes through the network; None if there are several shapes of it."""
+        people = 0 if group[0].boxes is None else len(group[0].boxes)
+        return (self.batch, 3, *self.codec.size) if people and not people % self.batch else None
 
     def run(self, group: list[Prepared], network: Network, share: float = 1) -> Steps:
         """Find the people's keypoints in an image; nothing is left to do.

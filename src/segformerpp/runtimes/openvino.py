@@ -31,7 +31,7 @@ _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 _KEPT_SHAPES = 8
 #: How many streams there are at most, and how much memory those of one shape may take together:
 #: small boards have four cores and not much more. And for how many shapes they are kept ready.
-_MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2
+_MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2  # as `batching` has it
 
 
 class OpenvinoRuntime:
@@ -89,6 +89,7 @@ class OpenvinoRuntime:
         self.threads = (threads or cores()) if self.device == "cpu" else 0
         self.streams = streams_of(self.threads)
         self._checkpoint = checkpoint
+        self._too_large: set[tuple[int, ...]] = set()
         self._lock = threading.Lock()
         self._compiled = lru_cache(_KEPT_SHAPES)(self._prepare)
         self._streams = lru_cache(_KEPT_STREAMS)(self._start_streams)
@@ -110,13 +111,13 @@ class OpenvinoRuntime:
         batch, _, height, width = shape
         scale = self._checkpoint.merge_plan.input_scale
         each = bytes_per_pixel(self._checkpoint.config) * batch * height * width * scale**2
-        if self.streams == 1 or self.streams * each > _STREAMS_BYTES:
+        if self.streams == 1 or self.streams * each > _STREAMS_BYTES or shape in self._too_large:
             return None
         try:
             with self._lock, memory_limits(shape, self.device):
                 requests = self._streams(shape)
         except MemoryLimitError as error:
-            logger.info("no streams: %s", error)
+            self._refuse(shape, error)
             return None
 
         def infer(x: np.ndarray) -> np.ndarray:
@@ -126,10 +127,19 @@ class OpenvinoRuntime:
             try:
                 with memory_limits(x.shape, self.device):
                     return request.infer(x, share_inputs=True)[0]
+            except MemoryLimitError as error:
+                self._refuse(shape, error)
+                raise
             finally:
                 requests.put(request)
 
         return infer
+
+    def _refuse(self, shape: tuple[int, ...], error: MemoryLimitError) -> None:
+        """Have no streams for a shape, and free what streams hold."""
+        logger.info("no streams: %s", error)
+        self._too_large.add(shape)
+        self._streams.cache_clear()
 
     def matched(
         self, x: np.ndarray, given: list[np.ndarray] | None = None

@@ -170,7 +170,7 @@ def _every_fourth(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     first, logits = _EVERY // 2, logits.float()
     for dim, pixels in ((2, masks.shape[1]), (3, masks.shape[2])):
         size = logits.shape[dim]
-        at = torch.arange(first, pixels, _EVERY, device=logits.device)
+        at = torch.arange(min(first, pixels), pixels, _EVERY, device=logits.device)
         at = ((at + 0.5) * (size / pixels) - 0.5).clamp(0, size - 1)
         low = at.long()
         before, after = (logits.index_select(dim, i) for i in (low, (low + 1).clamp(max=size - 1)))

@@ -37,7 +37,7 @@ class Asker(Protocol):
 
 
 def suggest(ask: Asker, scales: Sequence[float]) -> MergePlan:
-    """Make a plan of what is chosen; what would do nothing is not asked for.
+    """Make a plan of what is chosen; what would do nothing in any image is not asked for.
 
     Args:
         ask: chooses.
