@@ -315,6 +315,7 @@ class Streams:
 
     def __init__(self, predict: Predictor, patch: pytest.MonkeyPatch, refused: int = 0) -> None:
         self.under_way, self.most, self.calls = 0, 0, 0
+        self.shapes: list[tuple[int, ...]] = []
         self._lock, self._refused = threading.Lock(), refused
         runtime = cast(OpenvinoRuntime, predict.runtime)
         stream = runtime.stream
@@ -322,6 +323,7 @@ class Streams:
         def noted(shape: tuple[int, ...]) -> Network:
             network = stream(shape)
             assert network
+            self.shapes.append(shape)
             return partial(self._call, network)
 
         patch.setattr(runtime, "stream", noted)
@@ -382,6 +384,17 @@ def test_failures_among_streams(two_threads: Predictor, monkeypatch: pytest.Monk
     assert len([next(stopped) for _ in range(5)]) == 5
     with pytest.raises(ImageError, match=r"missing\.png"):
         next(stopped)
+
+
+def test_streams_are_for_two_sizes_at_a_time(
+    two_threads: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more take turns they would be made anew all the time."""
+    streams = Streams(two_threads, monkeypatch)
+    sizes = [32, 40, 48, 32, 40, 48, 56, 56, 56]
+    results = two_threads.stream(picture(size, 64) for size in sizes)
+    assert [len(result.label_map) for result in results] == sizes
+    assert streams.shapes == [(1, 3, size, 64) for size in (32, 40, 32, 40, 56, 56)]
 
 
 def test_tiles_do_not_go_in_streams(

@@ -1,7 +1,9 @@
 import copy
+import queue
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -93,14 +95,34 @@ def test_in_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.stream((1, 3, 64, 99)) is None
 
 
-def test_streams_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["compiled", "used"])
+def test_streams_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Are not tried again, and leave nothing behind."""
     runtime = OpenvinoRuntime(Checkpoint.of_model(tiny()), "f32", threads=2)
+    calls = []
 
-    def fail(*_: object) -> None:
-        raise MemoryError("std::bad_alloc")
+    class Request:
+        def infer(self, *_: object, **__: object) -> None:
+            raise MemoryError("std::bad_alloc")
 
-    monkeypatch.setattr(runtime, "_streams", fail)
+    @lru_cache
+    def streams(shape: tuple[int, ...]) -> queue.SimpleQueue[Request]:
+        calls.append(shape)
+        if when == "compiled":
+            raise MemoryError("std::bad_alloc")
+        requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        requests.put(Request())
+        return requests
+
+    monkeypatch.setattr(runtime, "_streams", streams)
+    stream = runtime.stream(X.shape)
+    assert (stream is None) == (when == "compiled")
+    if stream:
+        with pytest.raises(MemoryLimitError, match="3 x 131 x 99 pixels do not fit"):
+            stream(X)
     assert runtime.stream(X.shape) is None
+    assert calls == [X.shape]
+    assert streams.cache_info().currsize == 0
 
 
 def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
