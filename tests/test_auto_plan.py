@@ -149,11 +149,11 @@ def test_what_is_uncertain_is_not_kept(
     if trouble == "memory":
 
         def fail(*anything: object) -> Gain:
-            raced.calls += 3
+            raced.calls += 4
             raise MemoryLimitError
 
         monkeypatch.setattr(auto_plan, "race", fail)
-    for calls in (3, 6):
+    for calls in (4, 8):
         runtime = AutoRuntime(open_checkpoint(random_checkpoint), "torch", device="cpu")
         assert runtime.choose((64, 64)) == "none"
         assert raced.calls == calls

@@ -61,7 +61,7 @@ def test_what_is_clearly_over_is_given_up_early() -> None:
     fake = Fake()
     found = judge(fake, PRESETS["fast"], BUDGET, 0)
     assert (found.outcome, fake.scored[PRESETS["fast"]]) == ("over", 10)
-    assert found.value == pytest.approx(-(4.3 - 2) / 2)
+    assert found.value == pytest.approx(-(100 - AGREEMENT["fast"] - 2) / 2)
     # What may be within is looked at to the end, and then must be within with a margin.
     fake = Fake(error=0.4)
     fake.kept[PRESETS["hq"]] = 98.2
@@ -96,7 +96,7 @@ def test_what_does_not_run_is_no_end_of_the_search(monkeypatch: pytest.MonkeyPat
 
 
 def test_few_images() -> None:
-    assert judge(Fake(images=3), PRESETS["hq"], BUDGET, 0).outcome == "over"
+    assert judge(Fake(images=3), PRESETS["fast"], BUDGET, 0).outcome == "over"
     assert judge(Fake(images=3), PRESETS["balanced"], BUDGET, 0).outcome == "within"
 
 
