@@ -32,9 +32,9 @@ from torch import Tensor, nn
 import segformerpp as sfpp
 from segformerpp.benchmark.run import machine
 from segformerpp.data.datasets import open_dataset
-from segformerpp.merging import BipartiteMatching, Merge, MergePlan, Neighbour2d, StageMerge
 from segformerpp.merging.match import Grid, Match, match
 from segformerpp.models.attention import MixFFN, to_image, to_tokens
+from segformerpp.plans import BipartiteMatching, Merge, MergePlan, Neighbour2d, StageMerge
 from segformerpp.tasks.segmentation import normalise
 
 RESULTS = Path(__file__).parent / "results" / "mix_ffn.json"

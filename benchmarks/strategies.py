@@ -32,8 +32,8 @@ from segformerpp.evaluation.pose import PoseEvaluation
 from segformerpp.evaluation.segmentation import SegmentationEvaluation
 from segformerpp.evaluation.side_by_side import evaluate
 from segformerpp.evaluation.views import Views
-from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models.config import SegformerConfig
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.predictor import Predictor
 from segformerpp.terminal import Progress
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from segformerpp.merging import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
 from segformerpp.merging.match import match
+from segformerpp.plans import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
 
 HERE = Path(__file__).parent
 GRID = (8, 12)

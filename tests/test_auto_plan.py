@@ -13,9 +13,9 @@ from segformerpp.benchmark.candidates import network
 from segformerpp.benchmark.gains import Gain, race
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
 from segformerpp.errors import MemoryLimitError, PlanError, UsageError
-from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.merging.documented import AGREEMENT, presets_that_keep
 from segformerpp.models import Segformer
+from segformerpp.plans import PRESETS, MergePlan
+from segformerpp.plans.documented import AGREEMENT, presets_that_keep
 from segformerpp.predictor import Predictor
 from segformerpp.runtimes import Runtime
 

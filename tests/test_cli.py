@@ -14,7 +14,7 @@ from PIL import Image
 
 import segformerpp
 from segformerpp import cli, terminal
-from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.terminal import Progress
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "highway.png"

@@ -17,8 +17,8 @@ from segformerpp import exporting
 from segformerpp.cli import main
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.evaluation.agreement import find_pairs
-from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.runtimes.openvino_core import core
 from tests.models.test_segformer import tiny
 from tests.runtimes.graph.parity import assert_agree, expected, images

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     )
     from segformerpp.exporting import export
     from segformerpp.integrations.transformers import accelerate, restore
-    from segformerpp.merging import PRESETS, MergePlan
     from segformerpp.models import Metadata, Segformer, SegformerConfig
+    from segformerpp.plans import PRESETS, MergePlan
     from segformerpp.predictor import Predictor
     from segformerpp.tasks.segmentation_result import SegmentationResult
 
@@ -34,7 +34,7 @@ _HOMES = {
     ),
     "segformerpp.exporting": ("export",),
     "segformerpp.integrations.transformers": ("accelerate", "restore"),
-    "segformerpp.merging": ("PRESETS", "MergePlan"),
+    "segformerpp.plans": ("PRESETS", "MergePlan"),
     "segformerpp.models": ("Metadata", "Segformer", "SegformerConfig"),
     "segformerpp.predictor": ("Predictor",),
     "segformerpp.tasks.segmentation_result": ("SegmentationResult",),

@@ -24,14 +24,14 @@ from segformerpp.benchmark.gains import Gain, race, turn
 from segformerpp.benchmark.run import package_version, processor
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
-from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.merging.documented import AGREEMENT, presets_that_keep
+from segformerpp.plans import PRESETS, MergePlan
+from segformerpp.plans.documented import AGREEMENT, presets_that_keep
 from segformerpp.runtimes import ParallelRuntime, Runtime
 from segformerpp.runtimes.memory import bytes_per_pixel
 
 logger = logging.getLogger(__name__)
 
-#: The share of labels, in percent, that a preset must keep (see `merging.documented`).
+#: The share of labels, in percent, that a preset must keep (see `plans.documented`).
 LEAST_AGREEMENT = 98.0
 #: How many times as fast as `none` a preset must be to be worth it.
 LEAST_GAIN = 1.02
@@ -210,7 +210,7 @@ class AutoRuntime:
             "processor": _computes_on(self.device),
             "versions": {name: package_version(name) for name in packages},
             "segformerpp": __version__,
-            "code": [cache.code_version(package) for package in ("runtimes", "merging")],
+            "code": [cache.code_version(p) for p in ("runtimes", "models", "merging", "plans")],
         }
 
 

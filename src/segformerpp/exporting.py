@@ -18,7 +18,7 @@ from segformerpp.data.files import expand_user
 from segformerpp.data.outputs import check_writable_file
 from segformerpp.errors import ImageError, UsageError
 from segformerpp.evaluation import agreement
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 from segformerpp.runtimes.export import ENDINGS, FileForm, Range, write
 
 if TYPE_CHECKING:

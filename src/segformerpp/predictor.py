@@ -30,9 +30,9 @@ from segformerpp.data.images import MAX_PIXELS, ImageSource, read_image
 from segformerpp.data.labels import class_ids, describe
 from segformerpp.data.skeletons import describe_poses
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
-from segformerpp.merging import MergePlan
-from segformerpp.merging.plan import is_auto
 from segformerpp.people import Boxes, PeopleFinder
+from segformerpp.plans import MergePlan
+from segformerpp.plans.plan import is_auto
 from segformerpp.reuse import FramesNetwork, Turn, checked_reuse
 from segformerpp.runtimes import Runtime
 from segformerpp.segmenting import Segmenter

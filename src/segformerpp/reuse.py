@@ -10,7 +10,7 @@ import numpy as np
 
 from segformerpp.arguments import whole_number
 from segformerpp.errors import UsageError
-from segformerpp.merging import BipartiteMatching, MergePlan
+from segformerpp.plans import BipartiteMatching, MergePlan
 from segformerpp.runtimes import MatchingRuntime
 
 

@@ -8,7 +8,7 @@ from typing import SupportsIndex, cast
 from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 from segformerpp.runtimes.memory import bytes_per_pixel
 from segformerpp.tasks.windows import Tiling
 

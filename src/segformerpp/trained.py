@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from segformerpp import checkpoints
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 
 if TYPE_CHECKING:
     from segformerpp.models import Segformer

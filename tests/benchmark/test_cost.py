@@ -4,8 +4,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from segformerpp.benchmark.cost import cost
-from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer, SegformerConfig
+from segformerpp.plans import PRESETS, MergePlan
 
 SIZES = [(256, 320), (129, 203)]
 REUSED = "q12:mode=bsm,r=0.9,sx=4,sy=4 reuse12=2"

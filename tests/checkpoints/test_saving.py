@@ -21,8 +21,8 @@ from segformerpp.checkpoints import load, push_to_hub, save, save_pretrained
 from segformerpp.checkpoints.card import NVIDIA_LICENSE
 from segformerpp.checkpoints.layouts import MMSEGMENTATION, NVLABS, Layout
 from segformerpp.errors import CheckpointError, UsageError
-from segformerpp.merging import MergePlan
 from segformerpp.models import Metadata, Segformer
+from segformerpp.plans import MergePlan
 from segformerpp.predictor import Predictor
 from tests.checkpoints.foreign import state, trained
 

@@ -13,9 +13,9 @@ from segformerpp.errors import ImageError, UsageError
 from segformerpp.evaluation.pictures import worst_poses
 from segformerpp.evaluation.pose import PoseEvaluation, PoseScore
 from segformerpp.evaluation.side_by_side import evaluate
-from segformerpp.merging import MergePlan
 from segformerpp.metrics.average_precision import average_precision
 from segformerpp.models import Metadata
+from segformerpp.plans import MergePlan
 from segformerpp.tasks.pose_result import PoseResult
 from tests.data.test_poses import edit, make_people
 

@@ -11,8 +11,8 @@ from segformerpp.data.skeletons import skeleton
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.explaining import explain, run
 from segformerpp.explaining.figure import draw
-from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata, Segformer, SegformerConfig
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.predictor import Predictor
 from segformerpp.tasks import segmentation
 from segformerpp.tasks.pose_result import PoseResult

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformerpp.explaining.groups import groups_of, recording
-from segformerpp.merging import BipartiteMatching, MergePlan, Neighbour1d, Neighbour2d
 from segformerpp.merging.match import match
 from segformerpp.models import Segformer
+from segformerpp.plans import BipartiteMatching, MergePlan, Neighbour1d, Neighbour2d
 
 
 def found(merge, x, grid):

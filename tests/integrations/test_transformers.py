@@ -8,7 +8,7 @@ import torch
 
 import segformerpp as sfpp
 from segformerpp.errors import UsageError
-from segformerpp.merging import PRESETS
+from segformerpp.plans import PRESETS
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segformerpp.merging import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
 from segformerpp.merging.match import Grid, match
+from segformerpp.plans import BipartiteMatching, Merge, Neighbour1d, Neighbour2d
 
 grids = st.tuples(st.integers(1, 13), st.integers(1, 13))
 stride = st.integers(1, 5)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from segformerpp.checkpoints import load, save_pretrained
 from segformerpp.checkpoints.loading import fit
-from segformerpp.merging import PRESETS, BipartiteMatching, MergePlan, Neighbour1d, Neighbour2d
-from segformerpp.merging import StageMerge as Stage
 from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig
+from segformerpp.plans import PRESETS, BipartiteMatching, MergePlan, Neighbour1d, Neighbour2d
+from segformerpp.plans import StageMerge as Stage
 from tests.checkpoints.foreign import randomise
 from tests.models.test_segformer import image, relative
 

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segformerpp.errors import PlanError, UsageError
-from segformerpp.merging import (
+from segformerpp.merging.match import Grid, Match, match
+from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig, attention
+from segformerpp.models.attention import Attention
+from segformerpp.models.config import HeadKind
+from segformerpp.plans import (
     PRESETS,
     BipartiteMatching,
     Merge,
@@ -17,11 +21,7 @@ from segformerpp.merging import (
     Neighbour2d,
     StageMerge,
 )
-from segformerpp.merging.match import Grid, Match, match
-from segformerpp.models import SIZES, Metadata, Segformer, SegformerConfig, attention
-from segformerpp.models.attention import Attention
-from segformerpp.models.config import HeadKind
-from tests.merging.test_plan import stages
+from tests.plans.test_plan import stages
 
 PLANS = [
     *PRESETS,

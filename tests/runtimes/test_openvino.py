@@ -16,9 +16,9 @@ from PIL import Image
 from segformerpp import cache, runtimes
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
-from segformerpp.merging import PRESETS
-from segformerpp.merging.strategies import warn_small_grid
 from segformerpp.models import Segformer
+from segformerpp.plans import PRESETS
+from segformerpp.plans.strategies import warn_small_grid
 from segformerpp.runtimes import openvino as openvino_runtime
 from segformerpp.runtimes.openvino import OpenvinoRuntime, streams_of
 from segformerpp.runtimes.precision import SHORTER_SIDE
@@ -180,7 +180,7 @@ def test_what_is_kept_goes_with_all_the_code_that_made_it(random_checkpoint: Pat
     runtime = OpenvinoRuntime(open_checkpoint(random_checkpoint), "f32")
     assert runtime._key((1, 3, 64, 64), "f32")["code"] == [
         cache.code_version("runtimes"),
-        cache.code_version("merging"),
+        cache.code_version("plans"),
     ]
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from segformerpp.merging import MergePlan
 from segformerpp.models import SegformerConfig
+from segformerpp.plans import MergePlan
 from segformerpp.runtimes.sizes import (
     Matching,
     least_size,

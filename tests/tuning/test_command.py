@@ -9,8 +9,8 @@ from segformerpp.benchmark import gains
 from segformerpp.checkpoints import save
 from segformerpp.cli.tune import _budget
 from segformerpp.errors import UsageError
-from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Metadata
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.tuning import evaluator
 from tests.checkpoints.foreign import trained
 from tests.data.test_poses import make_people
@@ -132,6 +132,7 @@ def test_images_without_masks_and_interrupted(
     assert captured.out == ""
     assert "interrupted: this is the best so far; the same command goes on" in captured.err
     assert "interrupted before it was checked" in out.read_text()
+    assert "Its images had noise, with a spread of 10 of 255." in out.with_suffix(".md").read_text()
     assert MergePlan.parse(str(out)) in opened[:2]
 
 
@@ -181,6 +182,7 @@ def test_points_allow_few_labels_to_change(
         (["--precision", "f32,int8"], "precision: int8 is for the runtime openvino, not for torch"),
         (["--model", "lsp-b0"], "model: one for pose, and the dataset has masks"),
         (["--images", "0"], "images: a whole number from 1"),
+        (["--noise", "-1"], "noise: from 0 to 255, not -1"),
     ],
 )
 def test_wrong_usage(

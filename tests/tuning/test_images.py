@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segformerpp.errors import UsageError
-from segformerpp.tuning.images import Images, divide, spread
+from segformerpp.tuning.images import Images, divide, spread, with_noise
 
 
 def images(count: int) -> Images:
@@ -29,3 +29,19 @@ def test_no_image_is_for_both() -> None:
 def test_spread() -> None:
     assert spread(range(10), 4) == [0, 2, 5, 7]
     assert spread(range(3), 4) == [0, 1, 2]
+
+
+def test_noise() -> None:
+    def read(index: int) -> tuple[np.ndarray, int]:
+        return np.full((64, 64, 3), 128 * index, np.uint8), index
+
+    plain = Images((Path("0"), Path("1")), read)
+    assert with_noise(plain, 0) is plain
+    (dark, zero), (grey, one) = map(with_noise(plain, 10).read, (0, 1))
+    assert (zero, one) == (0, 1)
+    assert dark.dtype == np.uint8
+    assert dark.shape == (64, 64, 3)
+    assert 9.5 < grey.std() < 10.5
+    assert abs(grey.mean() - 128) < 0.5
+    assert dark.min() == 0 < dark.max() < 60
+    assert (with_noise(plain, 10).read(1)[0] == grey).all()

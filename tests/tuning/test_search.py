@@ -9,8 +9,8 @@ import pytest
 
 from segformerpp.benchmark.gains import Gain
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.merging.documented import AGREEMENT
+from segformerpp.plans import PRESETS, MergePlan
+from segformerpp.plans.documented import AGREEMENT
 from segformerpp.tuning.assess import Judged, judge
 from segformerpp.tuning.kinds import Labels
 from segformerpp.tuning.quality import Budget, Quality

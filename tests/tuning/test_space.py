@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.tuning.kinds import Keypoints, Labels
 from segformerpp.tuning.space import choices, neighbour, presets, suggest
 

@@ -48,8 +48,8 @@ def network(
     from segformerpp import checkpoints, runtimes
     from segformerpp.benchmark.cost import cost
     from segformerpp.calibration import Calibration, check_rgb
-    from segformerpp.merging import PRESETS
-    from segformerpp.merging.plan import is_auto
+    from segformerpp.plans import PRESETS
+    from segformerpp.plans.plan import is_auto
 
     plan = None if is_auto(merge) else merge
     source = checkpoints.open_checkpoint(model, plan, offline=offline, revision=revision)

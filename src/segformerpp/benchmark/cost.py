@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from segformerpp.merging import MergePlan
-from segformerpp.merging.strategies import BipartiteMatching, Merge
 from segformerpp.models.config import SegformerConfig
+from segformerpp.plans import MergePlan
+from segformerpp.plans.strategies import BipartiteMatching, Merge
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from segformerpp.benchmark.timing import Interrupted, Timing, interleave
 from segformerpp.benchmark.worker import Worker
 from segformerpp.errors import UsageError
-from segformerpp.merging.plan import is_auto
+from segformerpp.plans.plan import is_auto
 
 _PACKAGES = ("segformerpp", "torch", "openvino", "onnxruntime", "nncf", "transformers")
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from segformerpp.checkpoints.layouts import Layout
 from segformerpp.checkpoints.renaming import Renaming, Tensors
 from segformerpp.errors import CheckpointError
-from segformerpp.merging.plan import STAGES
 from segformerpp.models import SIZES, SegformerConfig
+from segformerpp.plans.plan import STAGES
 
 _MOST_LISTED = 12
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from segformerpp.merging import MergePlan
 from segformerpp.models import Metadata, Segformer
+from segformerpp.plans import MergePlan
 
 #: The terms of what NVIDIA published: https://github.com/NVlabs/SegFormer/blob/master/LICENSE
 NVIDIA_LICENSE = "NVIDIA Source Code License for SegFormer (non-commercial)"

@@ -14,9 +14,9 @@ from segformerpp.checkpoints import huggingface
 from segformerpp.checkpoints.card import read_terms
 from segformerpp.checkpoints.reading import Contents, one_line, read_json
 from segformerpp.errors import CheckpointError, PlanError
-from segformerpp.merging import MergePlan
-from segformerpp.merging.plan import STAGES
 from segformerpp.models import Metadata, Segformer, SegformerConfig
+from segformerpp.plans import MergePlan
+from segformerpp.plans.plan import STAGES
 
 VERSION = 1
 #: The text of our config.json is also in the header of every safetensors file of ours, here.

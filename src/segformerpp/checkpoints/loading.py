@@ -19,8 +19,8 @@ from segformerpp.checkpoints.reading import read
 from segformerpp.checkpoints.renaming import COUNTER, Tensors, recognise
 from segformerpp.checkpoints.sources import locate
 from segformerpp.errors import CheckpointError, UsageError
-from segformerpp.merging import MergePlan
 from segformerpp.models import Metadata, Segformer, SegformerConfig
+from segformerpp.plans import MergePlan
 
 logger = logging.getLogger(__name__)
 

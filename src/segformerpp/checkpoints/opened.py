@@ -21,8 +21,8 @@ import numpy as np
 from segformerpp import cache
 from segformerpp.checkpoints.sources import Source, locate
 from segformerpp.errors import CheckpointError
-from segformerpp.merging import MergePlan
 from segformerpp.models.config import Metadata, SegformerConfig
+from segformerpp.plans import MergePlan
 
 if TYPE_CHECKING:
     from segformerpp.models import Segformer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segformerpp.checkpoints.layouts import LAYOUTS, Layout
-from segformerpp.merging.plan import STAGES
+from segformerpp.plans.plan import STAGES
 
 Tensors = dict[str, Tensor]
 

@@ -75,9 +75,9 @@ def bench(
     from segformerpp.checkpoints import open_checkpoint
     from segformerpp.data.files import expand_user, write_whole
     from segformerpp.data.outputs import check_writable_file, write_rows
-    from segformerpp.merging import MergePlan
-    from segformerpp.merging.plan import is_auto
     from segformerpp.models.config import SIZES
+    from segformerpp.plans import MergePlan
+    from segformerpp.plans.plan import is_auto
 
     whole_number("rounds", rounds, 3)
     sizes = [parse_size("size", text) for text in parse_items("size", size)]

@@ -28,7 +28,7 @@ def cache(clear: bool = False, json: str | None = None) -> int:
     """
     from segformerpp import cache as kept
     from segformerpp.data.outputs import write_rows
-    from segformerpp.merging import MergePlan
+    from segformerpp.plans import MergePlan
 
     where = kept.folder()
     if where is None:

@@ -23,7 +23,7 @@ def plans(merge: str | None = None) -> int:
     Args:
         merge: the plan to print: a preset, a YAML file, or a keyword string
     """
-    from segformerpp.merging import PRESETS, MergePlan
+    from segformerpp.plans import PRESETS, MergePlan
 
     if merge is None:
         print_table(("preset", "merges"), [(name, str(plan)) for name, plan in PRESETS.items()])

@@ -23,6 +23,8 @@ _DEFAULT_DROP, _DEFAULT_AGREEMENT = 0.3, 98.0
 #: many on the images of the search, by chance for good and bad alike, and cost more on others. On
 #: CamVid's val, what costs 0.7 points and more on test keeps 98.0 to 98.1 %, what costs less 98.9.
 _CHANGED_PER_POINT, _LEAST_CHANGED = 5.0, 1.0
+#: Where there are no masks, of 255.
+_DEFAULT_NOISE = 10.0
 
 
 def tune(
@@ -41,6 +43,7 @@ def tune(
     threads: int | None = None,
     size: str | None = None,
     images: int = 40,
+    noise: float | None = None,
     minutes: float = 12.0,
     trials: int | None = None,
     out: str = "plan.yaml",
@@ -97,6 +100,8 @@ def tune(
         size: height x width that images are resized to for the network (default: their own), or
             that people are looked at (default: what the model was trained with)
         images: with how many to search at most, and to check
+        noise: spread of the noise on the images of the search, of 255, so that the plan holds on
+            harder images too (default: 10 for images without masks, else 0)
         minutes: for all of it, about; the presets are tried in any case
         trials: how many plans to try at most (default: as many as there is time for)
         out: file for the plan, ending in .yaml
@@ -110,6 +115,7 @@ def tune(
     from segformerpp import runtimes
     from segformerpp.data.files import expand_user, write_whole
     from segformerpp.data.outputs import check_writable_file, write_rows
+    from segformerpp.tuning.images import with_noise
     from segformerpp.tuning.report import default_picture, markdown, plan_file, plot, rows
     from segformerpp.tuning.run import Limits, Listener
     from segformerpp.tuning.run import tune as run
@@ -140,6 +146,10 @@ def tune(
     whole_number("images", images, 1)
     if trials is not None:
         whole_number("trials", trials, 1)
+    if noise is None:
+        noise = _DEFAULT_NOISE if data == "images" else 0.0
+    if not 0 <= noise <= 255:
+        raise UsageError(f"noise: from 0 to 255, not {noise}")
     if not minutes > 0:
         raise UsageError(f"minutes: more than 0, not {minutes}")
     budget = _budget(data, max_drop, min_agreement)
@@ -155,6 +165,7 @@ def tune(
 
     parts, check = _parts(data, root, split, classes, keypoints, check_split)
     searched, checked = _divide(parts, images)
+    searched = with_noise(searched, noise)
     from segformerpp.checkpoints import load, open_checkpoint
 
     digest = open_checkpoint(model, offline=offline, revision=revision).digest
@@ -163,7 +174,7 @@ def tune(
     name = Path(root).resolve().name if data == "images" else f"{data} {split or _SPLIT}"
     what = {
         **{"model": model, "task": network.metadata.task, "data": name, "batch": 1},
-        **{"size": size or "own", "budget": str(budget)},
+        **{"size": size or "own", "budget": str(budget), "noise": noise},
     }
 
     with Progress(trials, "plans", shown=not quiet) as progress:

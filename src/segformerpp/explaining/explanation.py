@@ -16,7 +16,7 @@ from segformerpp.benchmark import plot as drawing
 from segformerpp.benchmark.cost import StageCost
 from segformerpp.data.files import write_whole
 from segformerpp.explaining.groups import Grouping
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 from segformerpp.tasks.pose_result import LEAST_CONFIDENCE, PoseResult
 from segformerpp.tasks.segmentation_result import SegmentationResult
 

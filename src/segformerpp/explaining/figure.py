@@ -15,7 +15,7 @@ from segformerpp.explaining import painting
 from segformerpp.explaining.groups import Grouping
 from segformerpp.explaining.outcome import draw_keypoints, draw_labels
 from segformerpp.explaining.page import Page
-from segformerpp.merging.strategies import merge_to
+from segformerpp.plans.strategies import merge_to
 from segformerpp.tasks.pose_result import PoseResult
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segformerpp.merging import BipartiteMatching, Merge, StageMerge
 from segformerpp.merging.match import Grid, Match, Matches
 from segformerpp.models.attention import Attention, to_image, to_tokens
 from segformerpp.models.encoder import Encoder
+from segformerpp.plans import BipartiteMatching, Merge, StageMerge
 
 Part = Literal["q", "kv"]
 Place = tuple[int, int]  # stage and block, counted from 1

@@ -21,9 +21,9 @@ from segformerpp.data.skeletons import describe_poses
 from segformerpp.errors import ImageError, MemoryLimitError, UsageError
 from segformerpp.explaining.explanation import Explanation, Spent
 from segformerpp.explaining.groups import Place, recording
-from segformerpp.merging import PRESETS, MergePlan
 from segformerpp.models import Segformer, SegformerConfig
 from segformerpp.people import PeopleFinder, checked_boxes
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.runtimes import Runtime
 from segformerpp.tasks import label_maps, segmentation
 from segformerpp.tasks.pose import codec_of

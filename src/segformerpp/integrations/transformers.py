@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from segformerpp.errors import UsageError
-from segformerpp.merging import MergePlan, StageMerge
 from segformerpp.merging.match import Matches
 from segformerpp.models.attention import Attention, to_image, to_tokens
 from segformerpp.models.encoder import shrink
 from segformerpp.models.heads import DecodeHead
+from segformerpp.plans import MergePlan, StageMerge
 
 M = TypeVar("M")
 

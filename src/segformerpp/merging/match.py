@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segformerpp.merging.constants import constant
-from segformerpp.merging.strategies import (
+from segformerpp.plans.strategies import (
     BipartiteMatching,
     Merge,
     Neighbour1d,

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segformerpp.merging import StageMerge
 from segformerpp.merging.match import Grid, Matches, match
+from segformerpp.plans import StageMerge
 
 #: Up to so many, PyTorch's fused attention and its gradient take longer in bfloat16 on a CPU than
 #: the matrices written out: 5 times as long with 36 keys, 1.2 times with 128. With more, or in

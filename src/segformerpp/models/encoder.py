@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segformerpp.errors import UsageError
-from segformerpp.merging import MergePlan, StageMerge
 from segformerpp.merging.constants import constant
 from segformerpp.merging.match import Grid, Matches, nearest
 from segformerpp.models.attention import Attention, MixFFN, to_image, to_tokens
 from segformerpp.models.config import SegformerConfig
+from segformerpp.plans import MergePlan, StageMerge
 
 #: What was merged in each block of each stage.
 Found = Sequence[Sequence[Matches]]

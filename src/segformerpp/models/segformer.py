@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segformerpp.merging import MergePlan
 from segformerpp.models.config import Metadata, SegformerConfig
 from segformerpp.models.encoder import Encoder, Found
 from segformerpp.models.heads import DecodeHead
+from segformerpp.plans import MergePlan
 
 
 class Segformer(nn.Module):

@@ -91,7 +91,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
         "weights": checkpoint.digest,
         "merge": checkpoint.merge_plan.to_dict(),
         "segformerpp": __version__,
-        "code": [cache.code_version(package) for package in ("runtimes", "merging")],
+        "code": [cache.code_version(package) for package in ("runtimes", "plans")],
     }
     fingerprint = _latest(key) if images is None else images.fingerprint
 

@@ -32,6 +32,8 @@ _KEPT_SHAPES = 8
 #: How many streams there are at most, and how much memory those of one shape may take together:
 #: small boards have four cores and not much more. And for how many shapes they are kept ready.
 _MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2  # as `batching` has it
+#: How many bytes of the head's features each thread works on at a time.
+_HEAD_BAND = 2 * 2**20
 
 
 class OpenvinoRuntime:
@@ -200,11 +202,17 @@ class OpenvinoRuntime:
         made: list[Any] = []
 
         def compile_network() -> bytes:
-            made.append(self._core.compile_model(self._network(shape, flow), device, options))
+            made.append(
+                self._core.compile_model(
+                    self._network(shape, precision, flow, streams), device, options
+                )
+            )
             return made[0].export_model().getvalue()
 
         if self._checkpoint.digest is None:
-            return self._core.compile_model(self._network(shape, flow), device, options)
+            return self._core.compile_model(
+                self._network(shape, precision, flow, streams), device, options
+            )
 
         def usable(data: bytes) -> Any:
             return made[0] if made else self._core.import_model(data, device, options)
@@ -212,7 +220,9 @@ class OpenvinoRuntime:
         key = self._key(shape, precision) | {"matches": flow, "streams": streams}
         return cache.fetch("network", key, compile_network, usable)
 
-    def _network(self, shape: tuple[int, ...], flow: MatchFlow) -> ov.Model:
+    def _network(
+        self, shape: tuple[int, ...], precision: str, flow: MatchFlow, streams: int
+    ) -> ov.Model:
         if self._int8:
             network = self._int8[0].clone()
             network.reshape(list(shape))
@@ -221,7 +231,9 @@ class OpenvinoRuntime:
 
         network = self._checkpoint
         batch, _, height, width = shape
-        interface = Interface((height, width), batch, matches=flow)
+        # In bf16 bands gain nothing.
+        band = _HEAD_BAND * self.threads // streams if precision == "f32" else 0
+        interface = Interface((height, width), batch, matches=flow, head_band=band)
         graph = build(network.config, network.tensors(), network.merge_plan, interface)
         return self._core.read_model(graph.SerializeToString())
 
@@ -241,7 +253,7 @@ class OpenvinoRuntime:
             "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
             "openvino": ov.__version__,
             "segformerpp": __version__,
-            "code": [cache.code_version(package) for package in ("runtimes", "merging")],
+            "code": [cache.code_version(package) for package in ("runtimes", "plans")],
         }
 
 

@@ -8,9 +8,9 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from segformerpp.arguments import Size
-from segformerpp.merging import MergePlan
-from segformerpp.merging.strategies import BipartiteMatching, warn_small_grid
 from segformerpp.models.config import SegformerConfig
+from segformerpp.plans import MergePlan
+from segformerpp.plans.strategies import BipartiteMatching, warn_small_grid
 
 if TYPE_CHECKING:
     from segformerpp.runtimes.graph.builder import Dim

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from segformerpp.benchmark.gains import Gain
 from segformerpp.errors import SegformerppError
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 from segformerpp.tuning.quality import Budget, Quality, from_dict
 
 #: Images after each of which a plan may be given up, and before which none is.

@@ -12,7 +12,7 @@ import numpy as np
 from segformerpp.benchmark.cost import cost
 from segformerpp.benchmark.gains import Gain, Turn, race, timed_turn
 from segformerpp.errors import ImageError, UsageError
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 from segformerpp.predictor import Predictor
 from segformerpp.tuning.images import Images
 from segformerpp.tuning.kinds import kind_of

@@ -69,6 +69,24 @@ def of_folder(folder: str) -> Images:
     return Images(paths, lambda i: (read_image(paths[i]), None))
 
 
+def with_noise(images: Images, spread: float) -> Images:
+    """The same images with noise, the same on every reading.
+
+    Images that come later are rarely as easy as those at hand.
+
+    Args:
+        images: the images.
+        spread: the standard deviation of the noise, of 255; 0 for none.
+    """
+
+    def read(index: int) -> tuple[np.ndarray, Any]:
+        image, truth = images.read(index)
+        noise = np.random.default_rng(index).standard_normal(image.shape, dtype=np.float32)
+        return (image + spread * noise).round().clip(0, 255).astype(np.uint8), truth
+
+    return Images(images.paths, read) if spread else images
+
+
 def divide(images: Images, most: int) -> tuple[Images, Images]:
     """Some images to search with, in an order in which the first few stand for all; some to check.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from segformerpp.benchmark.gains import Gain
-from segformerpp.merging import PRESETS, MergePlan
+from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.tuning.assess import Judged
 from segformerpp.tuning.quality import Budget, Quality, Words
 from segformerpp.tuning.search import leaders
@@ -166,6 +166,11 @@ def markdown(findings: Findings, picture: str | None) -> str:
         if findings.checked
         else f"{findings.unchecked[:1].upper()}{findings.unchecked[1:]}.",
         "## In the search",
+        *(
+            [f"Its images had noise, with a spread of {facts['noise']:g} of 255."]
+            if facts["noise"]
+            else []
+        ),
         f"{len(findings.judged)} plans were tried: "
         + "; ".join(f"{counts[key]} {text}" for key, text in _OUTCOMES.items() if counts[key])
         + ". A plan counts as within the budget with a margin of one standard error. The fastest "

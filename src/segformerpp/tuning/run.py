@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from segformerpp.benchmark.gains import Gain
 from segformerpp.benchmark.run import machine
 from segformerpp.errors import ImageError, SegformerppError
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 from segformerpp.tuning.assess import Judged
 from segformerpp.tuning.evaluator import PlanEvaluator
 from segformerpp.tuning.images import Images

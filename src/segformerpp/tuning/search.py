@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformerpp.errors import UsageError
-from segformerpp.merging import PRESETS
+from segformerpp.plans import PRESETS
 from segformerpp.tuning.assess import Evaluator, Judged, judge
 from segformerpp.tuning.quality import Budget
 from segformerpp.tuning.space import choices, neighbour, presets, suggest

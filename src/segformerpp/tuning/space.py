@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from segformerpp.merging import (
+from segformerpp.plans import (
     PRESETS,
     BipartiteMatching,
     Merge,
@@ -15,7 +15,7 @@ from segformerpp.merging import (
     Neighbour2d,
     StageMerge,
 )
-from segformerpp.merging.plan import STAGES
+from segformerpp.plans.plan import STAGES
 
 _CELLS = {"2x2": (2, 2), "4x2": (4, 2), "4x4": (4, 4)}  # sx, sy
 _MATCHED_CELLS = ("2x2", "4x4")

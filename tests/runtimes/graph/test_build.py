@@ -6,9 +6,9 @@ import onnx
 import pytest
 
 from segformerpp.errors import UsageError
-from segformerpp.merging import PRESETS, MergePlan
-from segformerpp.merging.strategies import warn_small_grid
 from segformerpp.models import Metadata, Segformer
+from segformerpp.plans import PRESETS, MergePlan
+from segformerpp.plans.strategies import warn_small_grid
 from segformerpp.runtimes.graph import Form, Interface, build
 from segformerpp.tasks.segmentation import normalise
 from tests.runtimes.graph.parity import (
@@ -50,6 +50,20 @@ def written(
 def test_static_sizes(kind: str, plan: str, engine: str) -> None:
     x = images(3, 131, 99)
     model, graph = written(plan, Interface((131, 99), batch=3), kind)
+    assert_agree(Engine(engine, graph)(x), expected(model, x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_the_head_in_bands(kind: str, engine: str) -> None:
+    for size, band, bands in (((259, 97), 1, 9), ((259, 97), 2**17, 3), ((129, 640), 1, 5)):
+        x = images(3, *size)
+        model, graph = written("hq", Interface(size, batch=3, head_band=band), kind)
+        resized = [node for node in graph.graph.node if node.op_type == "Resize"]
+        assert len(resized) == 3 * bands
+        assert_agree(Engine(engine, graph)(x), expected(model, x))
+    model, graph = written("none", Interface(None, head_band=1), kind)  # of unknown rows
+    x = images(1, 131, 99)
     assert_agree(Engine(engine, graph)(x), expected(model, x))
 
 

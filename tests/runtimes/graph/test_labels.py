@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segformerpp.merging import MergePlan
+from segformerpp.plans import MergePlan
 from segformerpp.runtimes.graph import Interface, build
 from segformerpp.runtimes.graph import labels as module
 from segformerpp.tasks.label_maps import from_logits

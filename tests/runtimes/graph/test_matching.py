@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from segformerpp.merging.strategies import Neighbour1d
+from segformerpp.plans.strategies import Neighbour1d
 from segformerpp.runtimes.graph.builder import Graph, Value
 from segformerpp.runtimes.graph.matching import Tokens, match, nearest
 from segformerpp.runtimes.sizes import share_of

@@ -13,11 +13,12 @@ from onnx import TensorProto, helper
 
 from segformerpp.arguments import Size
 from segformerpp.errors import UsageError
-from segformerpp.merging import MergePlan
 from segformerpp.models.config import Metadata, SegformerConfig
+from segformerpp.plans import MergePlan
 from segformerpp.runtimes.graph.builder import Dim, Form, Graph, Value
 from segformerpp.runtimes.graph.labels import label_map, label_type
-from segformerpp.runtimes.graph.network import NetworkWriter, Tensors
+from segformerpp.runtimes.graph.layers import Tensors
+from segformerpp.runtimes.graph.network import NetworkWriter
 from segformerpp.runtimes.sizes import least_size, logit_size
 
 IMAGES, LOGITS, LABELS = "images", "logits", "labels"
@@ -40,6 +41,8 @@ class Interface:
         least: the smallest images where the size follows them; None for `sizes.least_size`.
         matches: ``out``: what each bipartite matching found comes out too, behind the logits;
             ``in``: that goes in, behind the images, instead of being found; for a known size.
+        head_band: bytes of the head's features that are worked on together, for a known size; 0
+            for all of them.
     """
 
     size: Size | None
@@ -48,6 +51,7 @@ class Interface:
     labels: bool = False
     least: Size | None = None
     matches: MatchFlow = "none"
+    head_band: int = 0
 
 
 def build(
@@ -84,7 +88,8 @@ def build(
     g.prefix = BEFORE
     x = _normalised(g, images, metadata or Metadata()) if interface.pixels else images
     g.prefix = ""
-    writer = NetworkWriter(g, config, tensors, plan, given=interface.matches == "in")
+    given_matches = interface.matches == "in"
+    writer = NetworkWriter(g, config, tensors, plan, given_matches, interface.head_band)
     logits = writer.network(x, batch, size)
     g.prefix = BEHIND
 

@@ -127,7 +127,7 @@ class Graph:
         # Weights are needed again in every band of a Mix-FFN, index sets in every block. Not so
         # biases: OpenVINO fuses only those with one user.
         content: Any = len(self._constants)
-        if array.size <= 64 or array.ndim > 1 or array.dtype != np.float32:
+        if array.size == 1 or array.ndim > 1 or array.dtype != np.float32:
             content = hashlib.sha256(array.data).digest()
         key = (array.dtype.str, array.shape, content)
         if key not in self._constants:

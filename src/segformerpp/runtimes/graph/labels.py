@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from segformerpp.arguments import Size
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
-from segformerpp.runtimes.graph.network import resize
+from segformerpp.runtimes.graph.layers import resize
 
 #: What full-size logits of one strip of rows may take, in bytes, and how many strips there are.
 _STRIP_BYTES, _MOST_STRIPS = 5 * 2**19, 64

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, assert_never
 
 import numpy as np
 
-from segformerpp.merging.strategies import (
+from segformerpp.plans.strategies import (
     BipartiteMatching,
     Merge,
     Neighbour1d,

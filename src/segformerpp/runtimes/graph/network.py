@@ -7,14 +7,17 @@ processor's cache. Writing it takes a fraction of a second and no PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from segformerpp.merging import Merge, MergePlan
 from segformerpp.models.config import SegformerConfig
+from segformerpp.plans import BipartiteMatching, Merge, MergePlan
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
+from segformerpp.runtimes.graph.head import HeadWriter
+from segformerpp.runtimes.graph.layers import Layers, Pair, Tensors, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import (
     Groups,
     Match,
@@ -31,9 +34,6 @@ _HIDDEN_WHOLE, _HIDDEN_BAND, _MOST_BANDS = 6 * 2**20, 3 * 2**20, 32
 #: The largest weights of a Mix-FFN with bands, bytes. OpenVINO packs them anew for every band: B5
 #: would take 6.8 instead of 3.0 GB, and be 2 % slower.
 _BANDED_WEIGHTS = 3 * 2**19
-_BATCH_NORM_EPS = 1e-5
-
-Tensors = Mapping[str, np.ndarray]
 
 
 class NetworkWriter:
@@ -45,6 +45,7 @@ class NetworkWriter:
         tensors: float32, by the names that they have in `segformerpp.models.Segformer`.
         plan: what is merged where.
         given: whether what bipartite matching finds is an input of the graph instead.
+        head_band: see `Interface`.
 
     Attributes:
         matched: once the network is written: what bipartite matching found, or is given: the group
@@ -58,9 +59,11 @@ class NetworkWriter:
         tensors: Tensors,
         plan: MergePlan,
         given: bool = False,
+        head_band: int = 0,
     ) -> None:
-        self._g, self._config, self._tensors, self._plan = g, config, tensors, plan
-        self._given = given
+        self._g, self._config, self._plan, self._given = g, config, plan, given
+        self._layers = Layers(g, tensors)
+        self._head = HeadWriter(self._layers, config, head_band)
         self.matched: dict[str, tuple[Value, Tokens]] = {}
 
     def network(self, images: Value, batch: Dim, size: tuple[Dim, Dim]) -> Value:
@@ -71,7 +74,8 @@ class NetworkWriter:
             x, tokens = self._stage(x, number, batch, size)
             size = tokens.grid
             stages.append((x, tokens))
-        return self._head(stages)
+            x = to_image(x, tokens)
+        return self._head.logits(stages)
 
     def _shrink(self, images: Value, size: tuple[Dim, Dim]) -> tuple[Value, tuple[Dim, Dim]]:
         scale = self._plan.input_scale
@@ -87,35 +91,39 @@ class NetworkWriter:
     def _stage(
         self, x: Value, number: int, batch: Dim, size: tuple[Dim, Dim]
     ) -> tuple[Value, Tokens]:
-        config, name = self._config, f"encoder.stages.{number}."
+        layers, config, name = self._layers, self._config, f"encoder.stages.{number}."
         kernel, stride = config.patch_sizes[number], 2 if number else 4
-        x = self._conv(x, name + "patch_embed.conv", stride, kernel // 2)
+        x = layers.conv(x, layers.pair(name + "patch_embed.conv"), stride, kernel // 2)
         tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
-        x = self._norm(_to_tokens(x, tokens), name + "patch_embed.norm", config.embed_norm_eps)
+        x = layers.norm(to_tokens(x, tokens), name + "patch_embed.norm", config.embed_norm_eps)
         found: Matches | None = None
         reuse = self._plan.stages[number].reuse
         for block in range(config.depths[number]):
             known = found if reuse and block % reuse else None
-            part, eps = f"{name}blocks.{block}.", config.norm_eps
-            y = self._norm(x, part + "norm1", eps)
-            y, found = self._attention(y, part + "attention.", number, tokens, known)
+            part = f"{name}blocks.{block}."
+            y, found = self._attention(x, part, number, tokens, known)
             x = x + y
-            y = self._norm(x, part + "norm2", eps)
-            x = x + self._mix_ffn(y, part + "ffn.", number, tokens)
-        return _to_image(self._norm(x, name + "norm", config.norm_eps), tokens), tokens
+            x = x + self._mix_ffn(x, part, number, tokens)
+        return layers.norm(x, name + "norm", config.norm_eps), tokens
 
     def _attention(
-        self, x: Value, name: str, number: int, tokens: Tokens, known: Matches | None
+        self, x: Value, block: str, number: int, tokens: Tokens, known: Matches | None
     ) -> tuple[Value, Matches]:
-        g, config, merge = self._g, self._config, self._plan.stages[number]
+        g, layers, config, merge = self._g, self._layers, self._config, self._plan.stages[number]
         batch, dim, heads = tokens.batch, tokens.channels, config.heads[number]
-        keys, key_tokens, ratio = x, tokens, config.sr_ratios[number]
+        ratio, name = config.sr_ratios[number], block + "attention."
+        # Matching compares what the norm gives; where nothing is matched there, only linear layers
+        # follow.
+        compared = (merge.q, merge.kv) if ratio == 1 else (merge.q,)
+        matched = any(isinstance(merge, BipartiteMatching) for merge in compared)
+        x, layer = self._normed(x, block + "norm1", folded=not matched)
+        keys, key_tokens = x, tokens
         if ratio > 1:
             rows, columns = (side // ratio for side in tokens.grid)
             key_tokens = Tokens(batch, (rows, columns), dim)
-            reduced = self._conv(_to_image(x, tokens), name + "sr", ratio)
-            keys = _to_tokens(reduced, key_tokens)
-            keys = self._norm(keys, name + "sr_norm", config.embed_norm_eps)
+            reduced = layers.conv(to_image(x, tokens), layer(name + "sr"), ratio)
+            keys = to_tokens(reduced, key_tokens)
+            keys = layers.norm(keys, name + "sr_norm", config.embed_norm_eps)
         found = known or Matches(
             kv=self._match(merge.kv, keys, key_tokens, name + "kv"),
             q=self._match(merge.q, x, tokens, name + "q"),
@@ -126,13 +134,17 @@ class NetworkWriter:
             if merge.kv and merge.kv.proportional:
                 logs = found.kv.log_sizes()
 
-        (q_weight, q_bias), (kv_weight, kv_bias) = self._pair(name + "q"), self._pair(name + "kv")
         scale = np.float32((dim // heads) ** -0.5)
-        q = self._linear(queries, q_weight * scale, q_bias * scale)
-        k, v = (
-            self._linear(keys, weight, bias)
-            for weight, bias in zip(np.split(kv_weight, 2), np.split(kv_bias, 2), strict=True)
-        )
+        q_weight, q_bias = layer(name + "q")
+        kv = layers.pair(name + "kv") if ratio > 1 else layer(name + "kv")
+        (k_weight, v_weight), (k_bias, v_bias) = (np.split(values, 2) for values in kv)
+        out_weight, out_bias = layers.pair(name + "proj")
+        # A single head's weights of the values sum to one: they can be projected before.
+        projected = heads == 1 and g.form != "int8"
+        if projected:
+            v_weight, v_bias = out_weight @ v_weight, out_weight @ v_bias + out_bias
+        q = layers.linear(queries, q_weight * scale, q_bias * scale)
+        k, v = layers.linear(keys, k_weight, k_bias), layers.linear(keys, v_weight, v_bias)
         q, k, v = (g.reshape(y, batch, -1, heads, dim // heads) for y in (q, k, v))
         # In this form OpenVINO makes one kernel of it, which never holds the whole attention map.
         weights = g.op("MatMul", g.transpose(q, 0, 2, 1, 3), g.transpose(k, 0, 2, 3, 1))
@@ -141,8 +153,19 @@ class NetworkWriter:
         weights = g.op("Softmax", weights, axis=-1)
         out = g.op("MatMul", weights, g.transpose(v, 0, 2, 1, 3))
         out = g.reshape(g.transpose(out, 0, 2, 1, 3), batch, -1, dim)
-        out = self._linear(out, *self._pair(name + "proj"))
+        if not projected:
+            out = layers.linear(out, out_weight, out_bias)
         return found.q.unmerge(out) if found.q else out, found
+
+    def _normed(self, x: Value, norm: str, *, folded: bool) -> tuple[Value, Callable[[str], Pair]]:
+        """Tokens behind a layer norm, and what gives the weights of the layers that follow.
+
+        Where it is folded, those do its scaling.
+        """
+        # Not in int8, where weights of one layer share a scale.
+        folded, layers = folded and self._g.form != "int8", self._layers
+        x = layers.norm(x, norm, self._config.norm_eps, affine=not folded)
+        return x, partial(layers.behind_norm, norm=norm) if folded else layers.pair
 
     def _match(self, merge: Merge | None, x: Value, tokens: Tokens, name: str) -> Match | None:
         name += ".group"
@@ -151,8 +174,9 @@ class NetworkWriter:
             self.matched[name] = found.group, tokens
         return found
 
-    def _mix_ffn(self, x: Value, name: str, number: int, tokens: Tokens) -> Value:
-        g, (height, width) = self._g, tokens.grid
+    def _mix_ffn(self, x: Value, block: str, number: int, tokens: Tokens) -> Value:
+        g, layers, name, (height, width) = self._g, self._layers, block + "ffn.", tokens.grid
+        x, layer = self._normed(x, block + "norm2", folded=True)
         hidden = tokens.channels * self._config.mlp_ratios[number]
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
@@ -171,95 +195,14 @@ class NetworkWriter:
             if len(bands) > 1:
                 rows = end + below - (first - above)
                 y = g.cut(x, 1, (first - above) * width, (end + below) * width)
-            y = _to_image(y, Tokens(tokens.batch, (rows, width), tokens.channels))
-            y = self._pointwise(y, *self._pair(name + "fc1"))
+            y = to_image(y, Tokens(tokens.batch, (rows, width), tokens.channels))
+            y = layers.pointwise(y, *layer(name + "fc1"))
             padding = [1 - above, 1, 1 - below, 1]
-            y = self._conv(y, name + "dwconv", 1, padding, group=hidden)
-            y = self._pointwise(g.op("Gelu", y), *self._pair(name + "fc2"))
+            y = layers.conv(y, layers.pair(name + "dwconv"), 1, padding, group=hidden)
+            y = layers.pointwise(g.op("Gelu", y), *layers.pair(name + "fc2"))
             rows = end - first if first else end
-            parts.append(_to_tokens(y, Tokens(tokens.batch, (rows, width), tokens.channels)))
+            parts.append(to_tokens(y, Tokens(tokens.batch, (rows, width), tokens.channels)))
         return parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)
-
-    def _head(self, stages: list[tuple[Value, Tokens]]) -> Value:
-        """See `segformerpp.models.heads`: every scale is fused at its own resolution."""
-        g, linear = self._g, self._config.head_kind == "linear"
-        factor, bias = self._folded("head.fuse_norm")
-        weight = self._tensors["head.fuse.weight"][:, :, 0, 0] * factor[:, None]
-        parts = np.split(weight, len(stages), axis=1)
-        if linear:
-            for i, part in enumerate(parts):
-                inner, inner_bias = self._pair(f"head.scales.{i}")
-                bias = bias + part @ inner_bias
-                parts[i] = part @ inner[:, :, 0, 0]
-        finest = stages[0][1]
-        fused: Value | None = None
-        for i in reversed(range(len(stages))):
-            x, tokens = stages[i]
-            if not linear:
-                scale, shift = self._folded(f"head.scale_norms.{i}")
-                inner = self._tensors[f"head.scales.{i}.weight"] * scale[:, None, None, None]
-                x = g.op("Relu", g.op("Conv", x, inner, shift))
-            x = g.op("Conv", x, parts[i][:, :, None, None], *([bias] if fused is None else []))
-            if i > 0:
-                x = resize(g, x, tokens.batch, self._config.head_dim, finest.grid)
-            fused = x if fused is None else fused + x
-        assert fused is not None
-        return self._conv(g.op("Relu", fused), "head.classifier")
-
-    def _pair(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return self._tensors[name + ".weight"], self._tensors[name + ".bias"]
-
-    def _folded(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The factor and the shift that a batch norm amounts to."""
-        weight, bias = self._pair(name)
-        factor = weight / np.sqrt(self._tensors[name + ".running_var"] + _BATCH_NORM_EPS)
-        return factor, bias - self._tensors[name + ".running_mean"] * factor
-
-    def _linear(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
-        g = self._g
-        if g.form == "int8":
-            # (B, C, 1, N), not (B, C, N, 1): behind that a transpose for one head would be a copy.
-            image = g.transpose(g.op("Unsqueeze", x, np.array([1])), 0, 3, 1, 2)
-            image = self._pointwise(image, weight, bias)
-            return g.op("Squeeze", g.transpose(image, 0, 2, 3, 1), np.array([1]))
-        return g.op("MatMul", x, np.ascontiguousarray(weight.T)) + bias
-
-    def _pointwise(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
-        """A linear layer on an image (B, C, h, w)."""
-        return self._g.op("Conv", x, weight[:, :, None, None], bias, kernel_shape=[1, 1])
-
-    def _norm(self, x: Value, name: str, eps: float) -> Value:
-        return self._g.op("LayerNormalization", x, *self._pair(name), axis=-1, epsilon=eps)
-
-    def _conv(
-        self, x: Value, name: str, stride: int = 1, padding: int | list[int] = 0, group: int = 1
-    ) -> Value:
-        weight, bias = self._pair(name)
-        pads = [padding] * 4 if isinstance(padding, int) else padding
-        strides, kernel = [stride] * 2, list(weight.shape[2:])
-        return self._g.op(
-            "Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, group=group
-        )
-
-
-def resize(g: Graph, x: Value, batch: Dim, channels: int, size: tuple[Dim, Dim]) -> Value:
-    """Resize (B, C, h, w) bilinearly; pixel centres are at halves."""
-    return g.op(
-        "Resize", x, None, None, g.dims(batch, channels, *size),
-        mode="linear", coordinate_transformation_mode="half_pixel",
-    )  # fmt: skip
-
-
-def _to_image(x: Value, tokens: Tokens) -> Value:
-    """Tokens (B, h * w, C) as an image (B, C, h, w)."""
-    g = x.graph
-    return g.transpose(g.reshape(x, tokens.batch, *tokens.grid, tokens.channels), 0, 3, 1, 2)
-
-
-def _to_tokens(x: Value, tokens: Tokens) -> Value:
-    """An image (B, C, h, w) as tokens (B, h * w, C)."""
-    g = x.graph
-    return g.reshape(g.transpose(x, 0, 2, 3, 1), tokens.batch, tokens.count, tokens.channels)
 
 
 def _bands(height: int, row: int) -> list[tuple[int, int]]:

@@ -1,7 +1,4 @@
-"""What is merged where: `MergePlan`, its presets, and the notations it is read from.
-
-Nothing here needs torch; the functions that carry a plan out are in the modules beside this one.
-"""
+"""What is merged where: `MergePlan`, its presets, and the notations it is read from."""
 
 from __future__ import annotations
 
@@ -13,51 +10,21 @@ from typing import Any
 import yaml
 
 from segformerpp.errors import PlanError
-from segformerpp.merging.keywords import read_keywords, write_keywords
-from segformerpp.merging.strategies import (
+from segformerpp.plans.keywords import read_keywords, write_keywords
+from segformerpp.plans.strategies import (
     BipartiteMatching,
     Merge,
     Neighbour2d,
+    StageMerge,
     merge_from,
     merge_to,
     refuse_unknown,
 )
-from segformerpp.merging.tome_cfg import read_tome_cfg
+from segformerpp.plans.tome_cfg import read_tome_cfg
 
 STAGES = 4
 #: Where networks are run: the preset that is the fastest there (`segformerpp.auto_plan`).
 AUTO = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class StageMerge:
-    """What is merged in each block of one stage: the queries, the keys/values, both or neither.
-
-    Args:
-        q: how queries are merged.
-        kv: how keys/values are merged.
-        reuse: how many blocks in a row use what the first of them matched (a number above the
-            stage's depth: all); 0 where each block matches by itself.
-
-    Raises:
-        PlanError: on a wrong value, or one that would do nothing.
-    """
-
-    q: Merge | None = None
-    kv: Merge | None = None
-    reuse: int = 0
-
-    def __post_init__(self) -> None:
-        for key, merge in (("q", self.q), ("kv", self.kv)):
-            if not isinstance(merge, Merge | None):
-                raise PlanError(f"{key}: a strategy such as Neighbour1d(2), or None, not {merge!r}")
-        if self.q and self.q.proportional:
-            raise PlanError("q.proportional: only merged keys/values (kv) have a weight to mend")
-        reuse = self.reuse
-        if isinstance(reuse, bool) or not isinstance(reuse, int) or reuse < 0 or reuse == 1:
-            raise PlanError(f"reuse: a number of blocks from 2 up, or 0 for none, not {reuse!r}")
-        if reuse and not any(isinstance(m, BipartiteMatching) for m in (self.q, self.kv)):
-            raise PlanError(f"reuse: {reuse}, but nothing is matched (bsm) in this stage")
 
 
 @dataclass(frozen=True, slots=True)

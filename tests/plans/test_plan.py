@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformerpp.errors import PlanError
-from segformerpp.merging import (
+from segformerpp.plans import (
     PRESETS,
     BipartiteMatching,
     MergePlan,

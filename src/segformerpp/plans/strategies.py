@@ -1,4 +1,4 @@
-"""The strategies that a plan is made of: what each is called, its parameters, and their checks."""
+"""What a plan is made of: the strategies, what each is called, its parameters, their checks."""
 
 from __future__ import annotations
 
@@ -120,6 +120,37 @@ Merge = BipartiteMatching | Neighbour1d | Neighbour2d
 MODES: dict[str, type[Merge]] = {
     cls.mode: cls for cls in (BipartiteMatching, Neighbour1d, Neighbour2d)
 }
+
+
+@dataclass(frozen=True, slots=True)
+class StageMerge:
+    """What is merged in each block of one stage: the queries, the keys/values, both or neither.
+
+    Args:
+        q: how queries are merged.
+        kv: how keys/values are merged.
+        reuse: how many blocks in a row use what the first of them matched (a number above the
+            stage's depth: all); 0 where each block matches by itself.
+
+    Raises:
+        PlanError: on a wrong value, or one that would do nothing.
+    """
+
+    q: Merge | None = None
+    kv: Merge | None = None
+    reuse: int = 0
+
+    def __post_init__(self) -> None:
+        for key, merge in (("q", self.q), ("kv", self.kv)):
+            if not isinstance(merge, Merge | None):
+                raise PlanError(f"{key}: a strategy such as Neighbour1d(2), or None, not {merge!r}")
+        if self.q and self.q.proportional:
+            raise PlanError("q.proportional: only merged keys/values (kv) have a weight to mend")
+        reuse = self.reuse
+        if isinstance(reuse, bool) or not isinstance(reuse, int) or reuse < 0 or reuse == 1:
+            raise PlanError(f"reuse: a number of blocks from 2 up, or 0 for none, not {reuse!r}")
+        if reuse and not any(isinstance(m, BipartiteMatching) for m in (self.q, self.kv)):
+            raise PlanError(f"reuse: {reuse}, but nothing is matched (bsm) in this stage")
 
 
 def refuse_unknown(data: Any, known: set[str], where: str, prefix: str = "") -> None:

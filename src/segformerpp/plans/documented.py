@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segformerpp.merging.plan import PRESETS, MergePlan
+from segformerpp.plans.plan import PRESETS, MergePlan
 
 #: The share of labels, in percent, that stay what they are under `none`: `camvid-b0` on CamVid's
 #: 233 test images at their own size, 360x480 (`benchmarks/accuracy.py`, to one decimal).

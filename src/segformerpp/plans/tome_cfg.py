@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from segformerpp.errors import PlanError
-from segformerpp.merging.strategies import Merge, merge_from, refuse_unknown
+from segformerpp.plans.strategies import Merge, merge_from, refuse_unknown
 
 # The second name of each is what the published package's preset file says and its code ignores.
 _MODES = {"bsm": "bsm", "bsm_r2D": "bsm", "n1d": "n1d", "n2d": "n2d", "neighbor_2D": "n2d"}

@@ -1,0 +1,104 @@
+"""Layers as nodes of a graph, with the tensors that they have in `segformerpp.models`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from segformerpp.runtimes.graph.builder import Dim, Graph, Value
+from segformerpp.runtimes.graph.matching import Tokens
+
+_BATCH_NORM_EPS = 1e-5
+
+Tensors = Mapping[str, np.ndarray]
+#: Weight and bias.
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class Layers:
+    """Appends layers to a graph.
+
+    Args:
+        g: the graph.
+        tensors: float32, by the names that they have in `segformerpp.models.Segformer`.
+    """
+
+    def __init__(self, g: Graph, tensors: Tensors) -> None:
+        self.g, self.tensors = g, tensors
+
+    def pair(self, name: str) -> Pair:
+        """Weight and bias of a layer."""
+        return self.tensors[name + ".weight"], self.tensors[name + ".bias"]
+
+    def behind_norm(self, name: str, norm: str) -> Pair:
+        """Weight and bias of a layer that does what the layer norm before it does after scaling.
+
+        The norm is then to be written with `affine` off. Not for a layer that pads with zeros.
+        """
+        weight, bias = self.pair(name)
+        factor, shift = self.pair(norm)
+        inputs = (-1, *[1] * (weight.ndim - 2))
+        more = (weight * shift.reshape(inputs)).sum(axis=tuple(range(1, weight.ndim)))
+        return weight * factor.reshape(inputs), bias + more
+
+    def batch_norm(self, name: str) -> Pair:
+        """The factor and the shift that a batch norm amounts to."""
+        weight, bias = self.pair(name)
+        factor = weight / np.sqrt(self.tensors[name + ".running_var"] + _BATCH_NORM_EPS)
+        return factor, bias - self.tensors[name + ".running_mean"] * factor
+
+    def linear(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
+        """A linear layer on tokens (B, N, C)."""
+        g = self.g
+        if g.form == "int8":
+            # (B, C, 1, N), not (B, C, N, 1): behind that a transpose for one head would be a copy.
+            image = g.transpose(g.op("Unsqueeze", x, np.array([1])), 0, 3, 1, 2)
+            image = self.pointwise(image, weight, bias)
+            return g.op("Squeeze", g.transpose(image, 0, 2, 3, 1), np.array([1]))
+        return g.op("MatMul", x, np.ascontiguousarray(weight.T)) + bias
+
+    def pointwise(self, x: Value, weight: np.ndarray, *bias: np.ndarray) -> Value:
+        """A linear layer on an image (B, C, h, w); its weight (K, C)."""
+        return self.g.op("Conv", x, weight[:, :, None, None], *bias, kernel_shape=[1, 1])
+
+    def norm(self, x: Value, name: str, eps: float, *, affine: bool = True) -> Value:
+        """Layer norm of the last axis; its own factor and shift can be left out."""
+        factor, shift = self.pair(name)
+        scaling = (factor, shift) if affine else (np.ones_like(factor),)
+        return self.g.op("LayerNormalization", x, *scaling, axis=-1, epsilon=eps)
+
+    def conv(
+        self,
+        x: Value,
+        pair: Pair,
+        stride: int = 1,
+        padding: int | list[int] = 0,
+        group: int = 1,
+    ) -> Value:
+        """A convolution of an image (B, C, h, w)."""
+        pads = [padding] * 4 if isinstance(padding, int) else padding
+        strides, kernel = [stride] * 2, list(pair[0].shape[2:])
+        return self.g.op(
+            "Conv", x, *pair, kernel_shape=kernel, strides=strides, pads=pads, group=group
+        )
+
+
+def resize(g: Graph, x: Value, batch: Dim, channels: int, size: tuple[Dim, Dim]) -> Value:
+    """Resize (B, C, h, w) bilinearly; pixel centres are at halves."""
+    return g.op(
+        "Resize", x, None, None, g.dims(batch, channels, *size),
+        mode="linear", coordinate_transformation_mode="half_pixel",
+    )  # fmt: skip
+
+
+def to_image(x: Value, tokens: Tokens) -> Value:
+    """Tokens (B, h * w, C) as an image (B, C, h, w)."""
+    g = x.graph
+    return g.transpose(g.reshape(x, tokens.batch, *tokens.grid, tokens.channels), 0, 3, 1, 2)
+
+
+def to_tokens(x: Value, tokens: Tokens) -> Value:
+    """An image (B, C, h, w) as tokens (B, h * w, C)."""
+    g = x.graph
+    return g.reshape(g.transpose(x, 0, 2, 3, 1), tokens.batch, tokens.count, tokens.channels)
