@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = (
     *("docs/performance.md", "docs/small-boards.md", "docs/accuracy.md"),
-    *("docs/transformers.md", "docs/video.md", "docs/strategies.md"),
+    *("docs/transformers.md", "docs/video.md", "docs/strategies.md", "docs/tuning.md"),
 )
 PLANS = ("none", "hq", "fast", "2x2")
 Row = dict[str, Any]
@@ -134,6 +134,15 @@ def trained(rows: list[Row]) -> Iterable[list[str]]:
         yield [*cells, f"{row['pixel_accuracy']:.2f} %"]
 
 
+def harder_images(rows: list[Row]) -> Iterable[list[str]]:
+    """How many labels change on images of several kinds, a column for each plan."""
+    plans = list(dict.fromkeys(row["merge"] for row in rows))
+    yield ["images", *("a tuned plan" if ":" in plan else f"`{plan}`" for plan in plans)]
+    for name, group in groupby(rows, lambda r: r["image"]):
+        changed = {row["merge"]: row["labels_changed"] for row in group}
+        yield [name, *(f"{changed[plan]:.2f}" for plan in plans)]
+
+
 def poses(rows: list[Row]) -> Iterable[list[str]]:
     """Every preset without retraining, and beside it a model that was trained with the plan."""
     trained = {row["merge"]: row for row in rows if row["trained_with"] != "none"}
@@ -218,6 +227,7 @@ TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
     "int8": int8,
     "accuracy": accuracy,
     "trained": trained,
+    "harder_images": harder_images,
     "video": video,
     "poses": poses,
     "training": training,

@@ -256,9 +256,6 @@ def test_memory_that_ends_around_the_network(
     assert failed == [f"{large}: too large for the memory"]
 
 
-# Streams.
-
-
 def test_several_threads(predict: Predictor) -> None:
     images = [picture(40 + 8 * (i % 3), 64, seed=i) for i in range(12)]
     expected = [predict(image).label_map for image in images]

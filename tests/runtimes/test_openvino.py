@@ -23,6 +23,7 @@ from segformerpp.runtimes import openvino as openvino_runtime
 from segformerpp.runtimes.openvino import OpenvinoRuntime, streams_of
 from segformerpp.runtimes.precision import SHORTER_SIDE
 from tests.models.test_segformer import tiny
+from tests.runtimes.graph.parity import network
 
 X = np.random.default_rng(0).normal(size=(3, 3, 131, 99)).astype(np.float32)
 
@@ -42,7 +43,7 @@ def expected(model: Segformer, x: np.ndarray) -> np.ndarray:
 )
 def test_logits_are_torchs(kind: str, plan: str) -> None:
     """Odd sizes and batches too; where a close match went the other way, the same labels."""
-    model = tiny(kind)  # type: ignore[arg-type]  # the parameters above are head kinds
+    model = network(kind)
     model.merge_plan = plan
     reference = expected(model, X)
     logits = runtimes.create(model, "openvino", "f32")(X)
@@ -50,6 +51,21 @@ def test_logits_are_torchs(kind: str, plan: str) -> None:
     error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
     agreement = (logits.argmax(1) == reference.argmax(1)).mean()
     assert error < 1e-4 or (plan != "none" and agreement >= 0.999)
+
+
+def test_bands_are_for_f32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runtime, "_HEAD_BAND", 20_000)
+    shape = (1, 3, 259, 97)
+    runtime = OpenvinoRuntime(Checkpoint.of_model(network("linear")), "f32", threads=2)
+    resized = [
+        sum(op.get_type_name() == "Interpolate" for op in model.get_ops())
+        for model in (
+            runtime._network(shape, "f32", "none", 1),
+            runtime._network(shape, "f32", "none", 2),
+            runtime._network(shape, "bf16", "none", 1),
+        )
+    ]
+    assert resized == [3 * 3, 3 * 9, 3]
 
 
 def test_shapes_and_threads() -> None:
@@ -178,10 +194,10 @@ def test_the_photograph() -> None:
 
 def test_what_is_kept_goes_with_all_the_code_that_made_it(random_checkpoint: Path) -> None:
     runtime = OpenvinoRuntime(open_checkpoint(random_checkpoint), "f32")
-    assert runtime._key((1, 3, 64, 64), "f32")["code"] == [
-        cache.code_version("runtimes"),
-        cache.code_version("plans"),
-    ]
+    key = runtime._key((1, 3, 64, 64), "f32")
+    packages = ("runtimes", "plans", "checkpoints")
+    assert key["code"] == [cache.code_version(package) for package in packages]
+    assert key["config"] == runtime._checkpoint.config.to_dict()
 
 
 SIGNALS = """

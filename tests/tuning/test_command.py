@@ -8,10 +8,12 @@ from segformerpp import cli
 from segformerpp.benchmark import gains
 from segformerpp.checkpoints import save
 from segformerpp.cli.tune import _budget
+from segformerpp.data.images import read_image
 from segformerpp.errors import UsageError
 from segformerpp.models import Metadata
 from segformerpp.plans import PRESETS, MergePlan
-from segformerpp.tuning import evaluator
+from segformerpp.tuning import evaluator, run
+from segformerpp.tuning.images import Images
 from tests.checkpoints.foreign import trained
 from tests.data.test_poses import make_people
 from tests.training.test_batches import make_camvid
@@ -132,8 +134,28 @@ def test_images_without_masks_and_interrupted(
     assert captured.out == ""
     assert "interrupted: this is the best so far; the same command goes on" in captured.err
     assert "interrupted before it was checked" in out.read_text()
-    assert "Its images had noise, with a spread of 10 of 255." in out.with_suffix(".md").read_text()
+    assert "On images with noise, of a spread of 10 of 255. " in out.with_suffix(".md").read_text()
     assert MergePlan.parse(str(out)) in opened[:2]
+
+
+def test_noise_is_on_what_is_searched_without_masks(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = []
+
+    def stop(network: object, parts: tuple[Images, Images], *_: object) -> None:
+        noisy.append([bool((p.read(0)[0] != read_image(p.paths[0])).any()) for p in parts])
+        raise UsageError("enough")
+
+    monkeypatch.setattr(run, "tune", stop)
+    command = words(root, tmp_path / "mine.yaml")
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--noise", "5"]) == 2
+    command[command.index("camvid")] = "images"
+    command[command.index(str(root))] = str(root / "val")
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--noise", "0"]) == 2
+    assert noisy == [[False, False], [True, False], [True, False], [False, False]]
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def tune(
     from segformerpp import runtimes
     from segformerpp.data.files import expand_user, write_whole
     from segformerpp.data.outputs import check_writable_file, write_rows
+    from segformerpp.plans import MergePlan
     from segformerpp.tuning.images import with_noise
     from segformerpp.tuning.report import default_picture, markdown, plan_file, plot, rows
     from segformerpp.tuning.run import Limits, Listener
@@ -217,6 +218,8 @@ def tune(
     say(f"{findings.chosen.name}: {findings.verdict()}", quiet)
     if findings.winner and others:
         say(f"best in precision {findings.precision}", quiet)
+    if noise and findings.chosen == MergePlan():
+        say("no plan keeps so much on images with noise; --noise 0 asks for less", quiet)
     say(f"plan in {plan_path}, report in {report_path}", quiet)
     if interrupted:
         complain("interrupted: this is the best so far; the same command goes on from there")

@@ -89,9 +89,10 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
     key = {
         "model": checkpoint.name,
         "weights": checkpoint.digest,
+        "config": checkpoint.config.to_dict(),
         "merge": checkpoint.merge_plan.to_dict(),
         "segformerpp": __version__,
-        "code": [cache.code_version(package) for package in ("runtimes", "plans")],
+        "code": [cache.code_version(p) for p in ("runtimes", "plans", "checkpoints")],
     }
     fingerprint = _latest(key) if images is None else images.fingerprint
 

@@ -243,6 +243,7 @@ class OpenvinoRuntime:
         return {
             "model": self._checkpoint.name,
             "weights": self._checkpoint.digest,
+            "config": self._checkpoint.config.to_dict(),
             "merge": self._checkpoint.merge_plan.to_dict(),
             "shape": shape,
             "runtime": self.name,
@@ -253,7 +254,7 @@ class OpenvinoRuntime:
             "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
             "openvino": ov.__version__,
             "segformerpp": __version__,
-            "code": [cache.code_version(package) for package in ("runtimes", "plans")],
+            "code": [cache.code_version(p) for p in ("runtimes", "plans", "checkpoints")],
         }
 
 

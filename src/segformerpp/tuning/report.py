@@ -106,7 +106,8 @@ def plan_file(findings: Findings) -> str:
         f"segformerpp tune: for {facts['model']}, {facts['data']}, size {facts['size']},",
         f"--runtime {facts['runtime']} --precision {findings.precision}",
         f"on {facts['processor']}; {facts['date']}",
-        f"budget: {findings.budget}",
+        f"budget: {findings.budget}"
+        + (f", with noise of {facts['noise']:g}" if facts["noise"] else ""),
         findings.verdict(),
     ]
     return "".join(f"# {line}\n" for line in lines) + findings.chosen.to_yaml()
@@ -166,12 +167,12 @@ def markdown(findings: Findings, picture: str | None) -> str:
         if findings.checked
         else f"{findings.unchecked[:1].upper()}{findings.unchecked[1:]}.",
         "## In the search",
-        *(
-            [f"Its images had noise, with a spread of {facts['noise']:g} of 255."]
+        (
+            f"On images with noise, of a spread of {facts['noise']:g} of 255. "
             if facts["noise"]
-            else []
-        ),
-        f"{len(findings.judged)} plans were tried: "
+            else ""
+        )
+        + f"{len(findings.judged)} plans were tried: "
         + "; ".join(f"{counts[key]} {text}" for key, text in _OUTCOMES.items() if counts[key])
         + ". A plan counts as within the budget with a margin of one standard error. The fastest "
         "ones within, and all presets:",

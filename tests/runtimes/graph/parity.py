@@ -18,7 +18,7 @@ ENGINES = ("openvino", "onnxruntime")
 
 @lru_cache
 def network(head_kind: str) -> Segformer:
-    """A tiny network, its batch norms as if trained."""
+    """A tiny network, its norms and biases as if trained."""
     model = tiny(head_kind)  # type: ignore[arg-type]  # a head kind
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -26,8 +26,11 @@ def network(head_kind: str) -> Segformer:
             assert module.running_var is not None
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2)
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.normal_(module.bias)
+        for name, values in module.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.normal_(values, std=0.5)
     return model
 
 
@@ -65,9 +68,9 @@ class Engine:
         return np.array(self._run(x))
 
 
-def assert_agree(logits: np.ndarray, reference: np.ndarray) -> None:
+def assert_agree(logits: np.ndarray, reference: np.ndarray, matched: bool = True) -> None:
     """Equal to a relative 1e-4; or 99.9 % of the labels, where a close match went the other way."""
     assert logits.shape == reference.shape
     error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
     agreement = (logits.argmax(1) == reference.argmax(1)).mean()
-    assert error < 1e-4 or agreement >= 0.999, (error, agreement)
+    assert error < 1e-4 or (matched and agreement >= 0.999), (error, agreement)

@@ -19,7 +19,8 @@ IR_VERSION = 9
 #: cache; ``tensorrt`` keeps to what TensorRT's parser takes (as of 10.15: no sums by index, no
 #: selection without order); ``int8`` has convolutions for all linear layers, because quantised ones
 #: are faster in OpenVINO (AVX2: 2.5 times), and one scale per channel is then found on the right
-#: axis.
+#: axis; norms and projections stay by themselves, as in one another's weights they would spread
+#: those of a channel.
 Form = Literal["processor", "tensorrt", "int8"]
 
 

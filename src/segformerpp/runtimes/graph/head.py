@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 
 from segformerpp.models.config import SegformerConfig
-from segformerpp.runtimes.graph.builder import Value
+from segformerpp.runtimes.graph.builder import Dim, Value
 from segformerpp.runtimes.graph.layers import Layers, resize, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import Tokens
 
-#: Bands have so many rows, or a multiple: then most of them read the same rows of coarser scales.
-_ROWS = 8
+#: Bands have so many rows or a multiple, as many as the coarsest scale has in one of its own: most
+#: then read equally many rows of it in the same shares, which are stored once. No bands where so
+#: few rows have so many times the wanted bytes. And at most so many bands.
+_ROWS, _TOO_LARGE, _MOST_BANDS = 8, 4, 64
 
 #: Tokens (B, h * w, C), and what is known of them.
 Scale = tuple[Value, Tokens]
@@ -45,79 +49,80 @@ class HeadWriter:
     def logits(self, stages: Sequence[Scale]) -> Value:
         """What the four stages gave, the finest first -> logits (B, K, h, w)."""
         g, (x, tokens) = self._g, stages[0]
-        coarser: list[tuple[Value, Tokens]] = []  # as images (B, C, h, w)
+        coarser: list[tuple[Value, Tokens]] = []  # as images (B, D, h, w)
         for i in reversed(range(1, len(stages))):
-            y, at = stages[i]
             # The bias rides along with the smallest.
-            y = self._fuse(to_image(y, at), i, *([] if coarser else [self._bias]))
-            coarser.append((y, replace(at, channels=self._config.head_dim)))
+            y = self._fuse(to_image(*stages[i]), i, None if coarser else self._bias)
+            coarser.append((y, replace(stages[i][1], channels=self._config.head_dim)))
         bands = self._bands(tokens)
         if len(bands) == 1:
-            fused: Value | None = None
-            for y, at in coarser:
-                y = resize(g, y, at.batch, at.channels, tokens.grid)
-                fused = y if fused is None else fused + y
-            assert fused is not None
-            return self._classified(fused + self._fuse(to_image(x, tokens), 0))
-        flat = [(to_tokens(y, at), at) for y, at in coarser]
+            resized = [resize(g, y, t.batch, t.channels, tokens.grid) for y, t in coarser]
+            return self._classified(reduce(add, resized) + self._fuse(to_image(x, tokens), 0))
+        scales = [(to_tokens(y, t), t, _shares(tokens.grid[0], t.grid[0])) for y, t in coarser]
         width, parts = tokens.grid[1], []
         logits = replace(tokens, channels=self._config.num_outputs)
         for first, end in bands:
             grid = end - first, width
-            fused = self._resized_rows(flat, tokens, first, end)
+            fused = self._resized_rows(scales, tokens, first, end)
             own = to_image(g.cut(x, 1, first * width, end * width), replace(tokens, grid=grid))
             y = self._classified(fused + self._fuse(own, 0))
             parts.append(to_tokens(y, replace(logits, grid=grid)))
         return to_image(g.op("Concat", *parts, axis=1), logits)
 
-    def _fuse(self, x: Value, i: int, *bias: np.ndarray) -> Value:
+    def _fuse(self, x: Value, i: int, bias: np.ndarray | None = None) -> Value:
         """What a scale (B, C, h, w) adds to the fused features: (B, D, h, w)."""
         layers = self._layers
         if self._config.head_kind == "conv":
             factor, shift = layers.batch_norm(f"head.scale_norms.{i}")
             inner = layers.tensors[f"head.scales.{i}.weight"][:, :, 0, 0] * factor[:, None]
             x = self._g.op("Relu", layers.pointwise(x, inner, shift))
-        return layers.pointwise(x, self._weights[i], *bias)
+        return layers.pointwise(x, self._weights[i], bias)
 
     def _classified(self, fused: Value) -> Value:
-        return self._layers.conv(self._g.op("Relu", fused), self._layers.pair("head.classifier"))
+        return self._layers.conv(self._g.op("Relu", fused), *self._layers.pair("head.classifier"))
 
     def _bands(self, tokens: Tokens) -> list[tuple[Any, Any]]:
         """Rows (first, end) of the finest scale that are worked on together."""
         batch, (height, width) = tokens.batch, tokens.grid
         if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
             return [(0, height)]
-        row = 4 * batch * width * self._config.head_dim
-        rows = max(self._band // (row * _ROWS), 1) * _ROWS if self._band else height
+        least = 4 * batch * width * self._config.head_dim * _ROWS
+        if least > _TOO_LARGE * self._band:
+            return [(0, height)]
+        rows = _ROWS * max(self._band // least, -(-height // (_ROWS * _MOST_BANDS)))
         return [(first, min(first + rows, height)) for first in range(0, height, rows)]
 
-    def _resized_rows(self, scales: Sequence[Scale], tokens: Tokens, first: int, end: int) -> Value:
+    def _resized_rows(
+        self,
+        scales: Sequence[tuple[Value, Tokens, np.ndarray]],
+        tokens: Tokens,
+        first: int,
+        end: int,
+    ) -> Value:
         """Some rows of the sum of all coarser scales, resized: (B, D, end - first, W).
 
         The rows that they are made of are resized in width, then one product resizes in height and
         adds the scales up.
         """
-        g, (height, width) = self._g, tokens.grid
+        g, width = self._g, tokens.grid[1]
         rows, shares = [], []
-        for x, at in scales:
-            assert isinstance(height, int)
-            assert isinstance(at.grid[0], int)
-            reads = _reads(height, at.grid[0])[first:end]
-            used = np.flatnonzero(reads.any(axis=0))
-            low, high = int(used[0]), int(used[-1]) + 1
-            shares.append(reads[:, low:high])
-            narrow = replace(at, grid=(high - low, at.grid[1]))
-            wide = replace(at, grid=(high - low, width))
-            x = to_image(g.cut(x, 1, low * at.grid[1], high * at.grid[1]), narrow)
-            x = resize(g, x, at.batch, at.channels, wide.grid)
-            rows.append(g.reshape(to_tokens(x, wide), at.batch, high - low, width * at.channels))
+        for x, t, of_rows in scales:
+            read = np.flatnonzero(of_rows[first:end].any(axis=0))
+            low, high = int(read[0]), int(read[-1]) + 1
+            shares.append(of_rows[first:end, low:high])
+            narrow, wide = (replace(t, grid=(high - low, w)) for w in (t.grid[1], width))
+            x = to_image(g.cut(x, 1, low * t.grid[1], high * t.grid[1]), narrow)
+            x = to_tokens(resize(g, x, t.batch, t.channels, wide.grid), wide)
+            rows.append(g.reshape(x, t.batch, high - low, width * t.channels))
         product = g.op("MatMul", np.hstack(shares)[None], g.op("Concat", *rows, axis=1))
         part = replace(tokens, grid=(end - first, width), channels=self._config.head_dim)
         return to_image(g.reshape(product, part.batch, part.count, part.channels), part)
 
 
-def _reads(size: int, coarse: int) -> np.ndarray:
+def _shares(size: Dim, coarse: Dim) -> np.ndarray:
     """How much each row reads of each coarse one in bilinear resizing: (size, coarse)."""
+    assert isinstance(size, int)
+    assert isinstance(coarse, int)
     at = ((np.arange(size) + 0.5) * coarse / size - 0.5).clip(0, coarse - 1)
     shares = (1 - abs(at[:, None] - np.arange(coarse))).clip(0, None)
     return shares.astype(np.float32)

@@ -27,20 +27,18 @@ class Layers:
     def __init__(self, g: Graph, tensors: Tensors) -> None:
         self.g, self.tensors = g, tensors
 
-    def pair(self, name: str) -> Pair:
-        """Weight and bias of a layer."""
-        return self.tensors[name + ".weight"], self.tensors[name + ".bias"]
+    def pair(self, name: str, behind: str | None = None) -> Pair:
+        """Weight and bias of a layer; with those of the layer norm that it is behind in them.
 
-    def behind_norm(self, name: str, norm: str) -> Pair:
-        """Weight and bias of a layer that does what the layer norm before it does after scaling.
-
-        The norm is then to be written with `affine` off. Not for a layer that pads with zeros.
+        That norm is then to be written without (`norm`). Not for layers that pad with zeros.
         """
-        weight, bias = self.pair(name)
-        factor, shift = self.pair(norm)
-        inputs = (-1, *[1] * (weight.ndim - 2))
-        more = (weight * shift.reshape(inputs)).sum(axis=tuple(range(1, weight.ndim)))
-        return weight * factor.reshape(inputs), bias + more
+        weight, bias = self.tensors[name + ".weight"], self.tensors[name + ".bias"]
+        if behind is None:
+            return weight, bias
+        factor, shift = self.pair(behind)
+        shape = (-1, *[1] * (weight.ndim - 2))
+        offset = (weight * shift.reshape(shape)).sum(axis=tuple(range(1, weight.ndim)))
+        return weight * factor.reshape(shape), bias + offset
 
     def batch_norm(self, name: str) -> Pair:
         """The factor and the shift that a batch norm amounts to."""
@@ -49,7 +47,7 @@ class Layers:
         return factor, bias - self.tensors[name + ".running_mean"] * factor
 
     def linear(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
-        """A linear layer on tokens (B, N, C)."""
+        """A linear layer on tokens (B, N, C); its weight (K, C)."""
         g = self.g
         if g.form == "int8":
             # (B, C, 1, N), not (B, C, N, 1): behind that a transpose for one head would be a copy.
@@ -58,29 +56,32 @@ class Layers:
             return g.op("Squeeze", g.transpose(image, 0, 2, 3, 1), np.array([1]))
         return g.op("MatMul", x, np.ascontiguousarray(weight.T)) + bias
 
-    def pointwise(self, x: Value, weight: np.ndarray, *bias: np.ndarray) -> Value:
+    def pointwise(self, x: Value, weight: np.ndarray, bias: np.ndarray | None = None) -> Value:
         """A linear layer on an image (B, C, h, w); its weight (K, C)."""
-        return self.g.op("Conv", x, weight[:, :, None, None], *bias, kernel_shape=[1, 1])
+        more = () if bias is None else (bias,)
+        return self.g.op("Conv", x, weight[:, :, None, None], *more, kernel_shape=[1, 1])
 
     def norm(self, x: Value, name: str, eps: float, *, affine: bool = True) -> Value:
-        """Layer norm of the last axis; its own factor and shift can be left out."""
+        """Layer norm of the last axis, or what it is before its own factor and shift."""
         factor, shift = self.pair(name)
-        scaling = (factor, shift) if affine else (np.ones_like(factor),)
-        return self.g.op("LayerNormalization", x, *scaling, axis=-1, epsilon=eps)
+        if not affine:
+            factor, shift = np.ones_like(factor), np.zeros_like(shift)  # some parsers want both
+        return self.g.op("LayerNormalization", x, factor, shift, axis=-1, epsilon=eps)
 
     def conv(
         self,
         x: Value,
-        pair: Pair,
+        weight: np.ndarray,
+        bias: np.ndarray,
         stride: int = 1,
         padding: int | list[int] = 0,
         group: int = 1,
     ) -> Value:
         """A convolution of an image (B, C, h, w)."""
         pads = [padding] * 4 if isinstance(padding, int) else padding
-        strides, kernel = [stride] * 2, list(pair[0].shape[2:])
+        strides, kernel = [stride] * 2, list(weight.shape[2:])
         return self.g.op(
-            "Conv", x, *pair, kernel_shape=kernel, strides=strides, pads=pads, group=group
+            "Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, group=group
         )
 
 

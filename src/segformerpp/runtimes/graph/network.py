@@ -1,14 +1,13 @@
 """SegFormer with token merging as an ONNX graph: `segformerpp.models` for the runtimes.
 
-It computes the same as the modules, from the same tensors, in the form that runs fastest: one
-query scale less, batch norms folded, the hidden features of the Mix-FFN in bands that stay in the
-processor's cache. Writing it takes a fraction of a second and no PyTorch.
+It computes the same as the modules, from the same tensors, in the form that runs fastest: the
+scaling of queries and of a block's norms, and a single head's projection, are in other layers'
+weights, the hidden features of the Mix-FFN are made in bands that stay in the processor's cache.
+Writing it takes a fraction of a second and no PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ import numpy as np
 from segformerpp.models.config import SegformerConfig
 from segformerpp.plans import BipartiteMatching, Merge, MergePlan
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
-from segformerpp.runtimes.graph.head import HeadWriter
-from segformerpp.runtimes.graph.layers import Layers, Pair, Tensors, to_image, to_tokens
+from segformerpp.runtimes.graph.head import HeadWriter, Scale
+from segformerpp.runtimes.graph.layers import Layers, Tensors, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import (
     Groups,
     Match,
@@ -69,12 +68,11 @@ class NetworkWriter:
     def network(self, images: Value, batch: Dim, size: tuple[Dim, Dim]) -> Value:
         """Normalised images (B, C, H, W) -> logits (B, K, h, w)."""
         x, size = self._shrink(images, size)
-        stages: list[tuple[Value, Tokens]] = []
+        stages: list[Scale] = []
         for number in range(len(self._config.depths)):
-            x, tokens = self._stage(x, number, batch, size)
-            size = tokens.grid
-            stages.append((x, tokens))
-            x = to_image(x, tokens)
+            if stages:
+                x, size = to_image(*stages[-1]), stages[-1][1].grid
+            stages.append(self._stage(x, number, batch, size))
         return self._head.logits(stages)
 
     def _shrink(self, images: Value, size: tuple[Dim, Dim]) -> tuple[Value, tuple[Dim, Dim]]:
@@ -88,12 +86,10 @@ class NetworkWriter:
             shrunk.append(smaller)
         return images, (shrunk[0], shrunk[1])
 
-    def _stage(
-        self, x: Value, number: int, batch: Dim, size: tuple[Dim, Dim]
-    ) -> tuple[Value, Tokens]:
+    def _stage(self, x: Value, number: int, batch: Dim, size: tuple[Dim, Dim]) -> Scale:
         layers, config, name = self._layers, self._config, f"encoder.stages.{number}."
         kernel, stride = config.patch_sizes[number], 2 if number else 4
-        x = layers.conv(x, layers.pair(name + "patch_embed.conv"), stride, kernel // 2)
+        x = layers.conv(x, *layers.pair(name + "patch_embed.conv"), stride, kernel // 2)
         tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
         x = layers.norm(to_tokens(x, tokens), name + "patch_embed.norm", config.embed_norm_eps)
         found: Matches | None = None
@@ -112,16 +108,16 @@ class NetworkWriter:
         g, layers, config, merge = self._g, self._layers, self._config, self._plan.stages[number]
         batch, dim, heads = tokens.batch, tokens.channels, config.heads[number]
         ratio, name = config.sr_ratios[number], block + "attention."
-        # Matching compares what the norm gives; where nothing is matched there, only linear layers
-        # follow.
-        compared = (merge.q, merge.kv) if ratio == 1 else (merge.q,)
-        matched = any(isinstance(merge, BipartiteMatching) for merge in compared)
-        x, layer = self._normed(x, block + "norm1", folded=not matched)
+        # Matching compares what the norm gives; all else that reads it is linear.
+        readers = (merge.q, merge.kv) if ratio == 1 else (merge.q,)
+        compared = any(isinstance(reader, BipartiteMatching) for reader in readers)
+        norm = None if compared or g.form == "int8" else block + "norm1"
+        x = layers.norm(x, block + "norm1", config.norm_eps, affine=norm is None)
         keys, key_tokens = x, tokens
         if ratio > 1:
             rows, columns = (side // ratio for side in tokens.grid)
             key_tokens = Tokens(batch, (rows, columns), dim)
-            reduced = layers.conv(to_image(x, tokens), layer(name + "sr"), ratio)
+            reduced = layers.conv(to_image(x, tokens), *layers.pair(name + "sr", norm), ratio)
             keys = to_tokens(reduced, key_tokens)
             keys = layers.norm(keys, name + "sr_norm", config.embed_norm_eps)
         found = known or Matches(
@@ -135,11 +131,11 @@ class NetworkWriter:
                 logs = found.kv.log_sizes()
 
         scale = np.float32((dim // heads) ** -0.5)
-        q_weight, q_bias = layer(name + "q")
-        kv = layers.pair(name + "kv") if ratio > 1 else layer(name + "kv")
-        (k_weight, v_weight), (k_bias, v_bias) = (np.split(values, 2) for values in kv)
+        q_weight, q_bias = layers.pair(name + "q", norm)
+        kv_weight, kv_bias = layers.pair(name + "kv", norm if ratio == 1 else None)
+        (k_weight, v_weight), (k_bias, v_bias) = np.split(kv_weight, 2), np.split(kv_bias, 2)
         out_weight, out_bias = layers.pair(name + "proj")
-        # A single head's weights of the values sum to one: they can be projected before.
+        # What a single head weights the values with sums to one: they can be projected before.
         projected = heads == 1 and g.form != "int8"
         if projected:
             v_weight, v_bias = out_weight @ v_weight, out_weight @ v_bias + out_bias
@@ -157,16 +153,6 @@ class NetworkWriter:
             out = layers.linear(out, out_weight, out_bias)
         return found.q.unmerge(out) if found.q else out, found
 
-    def _normed(self, x: Value, norm: str, *, folded: bool) -> tuple[Value, Callable[[str], Pair]]:
-        """Tokens behind a layer norm, and what gives the weights of the layers that follow.
-
-        Where it is folded, those do its scaling.
-        """
-        # Not in int8, where weights of one layer share a scale.
-        folded, layers = folded and self._g.form != "int8", self._layers
-        x = layers.norm(x, norm, self._config.norm_eps, affine=not folded)
-        return x, partial(layers.behind_norm, norm=norm) if folded else layers.pair
-
     def _match(self, merge: Merge | None, x: Value, tokens: Tokens, name: str) -> Match | None:
         name += ".group"
         found = match(self._g, merge, x, tokens, Value(self._g, name) if self._given else None)
@@ -176,7 +162,9 @@ class NetworkWriter:
 
     def _mix_ffn(self, x: Value, block: str, number: int, tokens: Tokens) -> Value:
         g, layers, name, (height, width) = self._g, self._layers, block + "ffn.", tokens.grid
-        x, layer = self._normed(x, block + "norm2", folded=True)
+        norm = None if g.form == "int8" else block + "norm2"
+        x = layers.norm(x, block + "norm2", self._config.norm_eps, affine=norm is None)
+        fc1 = layers.pair(name + "fc1", norm)
         hidden = tokens.channels * self._config.mlp_ratios[number]
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
@@ -196,9 +184,9 @@ class NetworkWriter:
                 rows = end + below - (first - above)
                 y = g.cut(x, 1, (first - above) * width, (end + below) * width)
             y = to_image(y, Tokens(tokens.batch, (rows, width), tokens.channels))
-            y = layers.pointwise(y, *layer(name + "fc1"))
+            y = layers.pointwise(y, *fc1)
             padding = [1 - above, 1, 1 - below, 1]
-            y = layers.conv(y, layers.pair(name + "dwconv"), 1, padding, group=hidden)
+            y = layers.conv(y, *layers.pair(name + "dwconv"), 1, padding, group=hidden)
             y = layers.pointwise(g.op("Gelu", y), *layers.pair(name + "fc2"))
             rows = end - first if first else end
             parts.append(to_tokens(y, Tokens(tokens.batch, (rows, width), tokens.channels)))
