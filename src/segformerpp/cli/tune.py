@@ -218,8 +218,8 @@ def tune(
     say(f"{findings.chosen.name}: {findings.verdict()}", quiet)
     if findings.winner and others:
         say(f"best in precision {findings.precision}", quiet)
-    if noise and findings.chosen == MergePlan():
-        say("no plan keeps so much on images with noise; --noise 0 asks for less", quiet)
+    if noise and not interrupted and findings.chosen == MergePlan():
+        say("no faster plan is within the budget with noise; --noise 0 asks for less", quiet)
     say(f"plan in {plan_path}, report in {report_path}", quiet)
     if interrupted:
         complain("interrupted: this is the best so far; the same command goes on from there")
