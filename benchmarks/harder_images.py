@@ -23,16 +23,11 @@ from segformerpp.data.images import read_image
 from segformerpp.data.outputs import write_rows
 from segformerpp.plans import MergePlan
 from segformerpp.terminal import print_table
+from segformerpp.tuning.images import noisy
 
 RESULTS = Path(__file__).parent / "results" / "harder_images.json"
 #: Every so many-th image.
 VAL, TEST = 2, 4
-
-
-def noisy(image: np.ndarray) -> np.ndarray:
-    """With noise of a spread of 10."""
-    noise = np.random.default_rng(0).normal(0, 10, image.shape)
-    return (image + noise).round().clip(0, 255).astype(np.uint8)
 
 
 def gamma(power: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -50,7 +45,7 @@ def enlarged(image: np.ndarray) -> np.ndarray:
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "val": lambda image: image,
-    "noise": noisy,
+    "noise": lambda image: noisy(image, 10, seed=0),
     "blur": lambda image: cv2.GaussianBlur(image, (0, 0), 1.5),
     "darker": gamma(2),
     "lighter": gamma(0.5),

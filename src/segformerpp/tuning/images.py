@@ -69,6 +69,12 @@ def of_folder(folder: str) -> Images:
     return Images(paths, lambda i: (read_image(paths[i]), None))
 
 
+def noisy(image: np.ndarray, spread: float, seed: int) -> np.ndarray:
+    """An image (H, W, 3) uint8 with noise of a standard deviation of `spread`, of 255."""
+    noise = np.random.default_rng(seed).standard_normal(image.shape, dtype=np.float32)
+    return (image + spread * noise).round().clip(0, 255).astype(np.uint8)
+
+
 def with_noise(images: Images, spread: float) -> Images:
     """The same images with noise, the same on every reading.
 
@@ -81,8 +87,7 @@ def with_noise(images: Images, spread: float) -> Images:
 
     def read(index: int) -> tuple[np.ndarray, Any]:
         image, truth = images.read(index)
-        noise = np.random.default_rng(index).standard_normal(image.shape, dtype=np.float32)
-        return (image + spread * noise).round().clip(0, 255).astype(np.uint8), truth
+        return noisy(image, spread, index), truth
 
     return Images(images.paths, read) if spread else images
 
