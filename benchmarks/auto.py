@@ -4,8 +4,9 @@
     python benchmarks/auto.py --models b0 --runtimes openvino --sizes 256,1024
 
 Both take turns in `segformerpp bench`, each in a process of its own, with random weights in f32.
-What `auto` chooses is measured first, by itself, and kept in the cache, as for any user. Exit code
-1 if it is slower somewhere; where the machine was too busy to tell, the row is withheld.
+What `auto` chooses is measured first, by itself, and kept in the cache, as for any user. Rows of
+other models, runtimes and sizes stay in the file. Exit code 1 if it is slower somewhere; where the
+machine was too busy to tell, the row is withheld.
 """
 
 from __future__ import annotations
@@ -47,16 +48,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns of each plan")
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    sides = map(int, args.sizes.split(","))
-    for model, runtime, side in product(args.models.split(","), args.runtimes.split(","), sides):
-        rows.append(measure(model, runtime, side, args.rounds))
-        write_rows(args.json, rows)
+    models, runtimes = args.models.split(","), args.runtimes.split(",")
+    sides = [int(side) for side in args.sizes.split(",")]
+    rows = json.loads(args.json.read_text()) if args.json.exists() else []
+    found = {(row["model"], row["runtime"], row["size"]): row for row in rows}
+    for model, runtime, side in product(models, runtimes, sides):
+        row = measure(model, runtime, side, args.rounds)
+        found[row["model"], row["runtime"], row["size"]] = row
+        write_rows(args.json, [found[key] for key in sorted(found, key=_order)])
     keys = ("model", "runtime", "size", "merge", "speed_up")
-    shown = [[str(row[key] or "withheld") for key in keys] for row in rows]
+    shown = [[str(row[key] or "withheld") for key in keys] for row in found.values()]
     print_table(["model", "runtime", "size", "merge", "times as fast as none"], shown)
-    if any(row["speed_up"] and row["speed_up"] < LEAST for row in rows):
+    if any(row["speed_up"] and row["speed_up"] < LEAST for row in found.values()):
         raise SystemExit(1)
+
+
+def _order(key: tuple[str, str, str]) -> tuple[str, str, int]:
+    model, runtime, size = key
+    return model, runtime, int(size.partition("x")[0])
 
 
 if __name__ == "__main__":

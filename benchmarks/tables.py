@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     *("docs/performance.md", "docs/small-boards.md", "docs/accuracy.md"),
     *("docs/transformers.md", "docs/video.md", "docs/strategies.md", "docs/tuning.md"),
+    "docs/merging.md",
 )
 PLANS = ("none", "hq", "fast", "2x2")
 Row = dict[str, Any]
@@ -218,7 +219,22 @@ def strategies(rows: list[Row]) -> Iterable[list[str]]:
         ]
 
 
+def auto(rows: list[Row]) -> Iterable[list[str]]:
+    """What `auto` chose, and how many times as fast as `none` it was."""
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    yield ["", *sizes]
+    for (model, runtime), group in groupby(rows, lambda r: (r["model"], r["runtime"])):
+        found = {row["size"]: row for row in group}
+        cells = []
+        for size in sizes:
+            gain = found[size]["speed_up"] if size in found else None
+            chosen = found[size]["merge"].removeprefix("auto: ") if size in found else ""
+            cells.append(f"`{chosen}` {gain or 'withheld'}" if chosen else "")
+        yield [f"{model.upper()} {runtime}", *cells]
+
+
 TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {
+    "auto": auto,
     "peers": peers,
     "memory": memory,
     "folder": folder,

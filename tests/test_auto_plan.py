@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformerpp import auto_plan, cache, cli, runtimes
-from segformerpp.auto_plan import AutoRuntime, Choice, measured_side, pick
+from segformerpp.auto_plan import AutoRuntime, measured_side, pick
 from segformerpp.benchmark.candidates import network
 from segformerpp.benchmark.gains import Gain, race
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
@@ -89,7 +89,6 @@ def test_the_benchmark_s_squares_are_measured_as_they_are() -> None:
         *(256, 512, 1024, 1440, 2048),
     ]
     assert measured_side((2048, 2048), 2000) == 1024  # for want of memory
-    assert measured_side((2048, 2048), 188, 1440) == 1440
 
 
 def test_a_race_ends_when_enough_is_known() -> None:
@@ -127,22 +126,6 @@ def test_other_weights_of_the_same_kind_are_as_fast(
     for checkpoint in (open_checkpoint(random_checkpoint), Checkpoint.of_model(random_model)):
         assert AutoRuntime(checkpoint, "torch", device="cpu").choose((64, 64)) == "balanced"
     assert raced.calls == 4
-
-
-def test_onnxruntime_is_measured_on_smaller_images(
-    random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sides = []
-
-    def known(_: AutoRuntime, side: int) -> Choice:
-        sides.append(side)
-        return Choice("none", side, {}, "")
-
-    monkeypatch.setattr(AutoRuntime, "_known", known)
-    for name in ("onnxruntime", "openvino"):
-        runtime = AutoRuntime(open_checkpoint(random_checkpoint), name, "f32", device="cpu")
-        assert runtime.choose((2048, 2048)) == "none"
-    assert sides == [1440, 2048]
 
 
 def test_in_streams(random_checkpoint: Path) -> None:

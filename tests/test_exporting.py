@@ -64,6 +64,19 @@ def test_logits(
         assert sizes[0] < 0.85 * sizes[1]  # index sets stay as they are
 
 
+def test_for_onnx_runtime_alone(
+    model: Segformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.merge_plan = "balanced"
+    monkeypatch.chdir(tmp_path)
+    path = sfpp.export(model, target="onnxruntime", batch=None).files[0]
+    assert path.name.endswith("-onnxruntime.onnx")
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"MultiHeadAttention", "Softmax"} & kinds == {"MultiHeadAttention"}
+    x = images(2, 131, 133)
+    assert_agree(run(path, x), expected(model, x))
+
+
 @pytest.mark.parametrize("plan", [*PRESETS, *ODD])
 def test_a_range_of_sizes_in_openvino(model: Segformer, plan: str, tmp_path: Path) -> None:
     """It computes with the bounds of sizes, too."""
@@ -100,8 +113,9 @@ def test_what_is_refused(model: Segformer, tmp_path: Path) -> None:
         ({"precision": "bf16"}, "precision: one of f32, f16, int8, not 'bf16'"),
         ({"precision": "int8"}, "precision: int8 needs images"),
         ({"calibrate": tmp_path}, "calibrate: only for the precision int8"),
-        ({"target": "trt"}, "target: one of any, tensorrt, not 'trt'"),
-        ({"target": "tensorrt"}, "target: tensorrt reads ONNX"),
+        ({"target": "trt"}, "target: one of any, onnxruntime, tensorrt, not 'trt'"),
+        ({"target": "tensorrt"}, "target: tensorrt is for ONNX in f32 or f16"),
+        ({"target": "onnxruntime"}, "target: onnxruntime is for ONNX in f32 or f16"),
         ({"target": "tensorrt", "path": "x.onnx"}, "size: TensorRT needs a largest size"),
         ({"size": (31, 64)}, "size: at least 32 pixels"),
         ({"size": (64.5, 64)}, "size: height and width in pixels"),

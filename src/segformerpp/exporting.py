@@ -74,7 +74,8 @@ def export(
             (B, 3, H, W) float32.
         labels: whether label maps (B, H, W) come out, instead of logits (B, K, h, w) at a quarter
             of the size.
-        target: ``any``, or ``tensorrt`` for ONNX in a form that TensorRT's parser takes.
+        target: ``any``; or, for ONNX, ``onnxruntime``: what it alone reads, and computes in less
+            memory; or ``tensorrt``: a form that TensorRT's parser takes.
         calibrate: folder with some images, for ``int8``.
         offline: whether to take models from the local cache only.
         revision: branch, tag or commit of a model on the hub.
@@ -111,7 +112,7 @@ def export(
         labels=labels,
         target=target,
     )
-    ending = ENDINGS[format or "openvino"]
+    ending = ENDINGS[format or ("openvino" if target == "any" else "onnx")]
     path = expand_user(path) if path else _named(checkpoint, form, ending)
     if format and path.suffix != ending:
         raise UsageError(f"out: a file for the format {format} ends in {ending}, not {path.name!r}")
@@ -173,4 +174,6 @@ def _named(checkpoint: Checkpoint, form: FileForm, ending: str) -> Path:
     parts = [model or "segformer", checkpoint.merge_plan.name, whole]
     if form.precision != "f32":
         parts.append(form.precision)
+    if form.target != "any":
+        parts.append(form.target)
     return Path(re.sub(r"[^\w.-]+", "-", "-".join(parts)) + ending)

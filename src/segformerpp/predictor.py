@@ -166,7 +166,7 @@ class Predictor:
             from segformerpp.calibration import Calibration
 
             images = Calibration(calibrate, network.metadata, self._size)
-        tiling, pixels = tiling_of(tile, overlap, least, network, self._plan)
+        tiling, pixels = tiling_of(tile, overlap, least, network, self._plan, runtime)
         codec = self._codec(tile, flip, probabilities, least)
         if detector and not codec:
             raise UsageError("detector: for models of poses")

@@ -29,6 +29,7 @@ def tiling_of(
     least: int,
     network: Checkpoint,
     plan: MergePlan,
+    runtime: str,
 ) -> tuple[Tiling | None, int]:
     """Which images go in tiles, and how many pixels go through the network together at most.
 
@@ -36,7 +37,8 @@ def tiling_of(
         UsageError: if tile or overlap are none, or there is an overlap of nothing.
     """
     if isinstance(tile, str) and tile == "auto":
-        limit = int(AUTO_TILE_BYTES / (bytes_per_pixel(network.config) * plan.input_scale**2))
+        each = bytes_per_pixel(network.config, runtime) * plan.input_scale**2
+        limit = int(AUTO_TILE_BYTES / each)
         side = max(AUTO_TILE, least)
         return Tiling.of((side, side), overlap, least, above=limit), limit
     if tile is not None:

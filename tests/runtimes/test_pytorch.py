@@ -119,3 +119,6 @@ def test_estimated_memory() -> None:
     assert estimates == sorted(estimates)
     assert estimates[0] == pytest.approx(179, rel=0.06)  # measured, see `bytes_per_pixel`
     assert estimates[-1] == pytest.approx(485, rel=0.03)
+    in_onnx_runtime = [bytes_per_pixel(SegformerConfig.of_size(s), "onnxruntime") for s in SIZES]
+    assert in_onnx_runtime[0] == pytest.approx(350, rel=0.2)
+    assert in_onnx_runtime[2] == pytest.approx(1030, rel=0.05)

@@ -49,7 +49,8 @@ def export(
         model: a model as `segformerpp predict` takes it
         merge: what tokens to merge: a preset (see `segformerpp plans`), a YAML file, or a keyword
             string (default: as saved with the model, else none)
-        format: openvino (two files, .xml and .bin) or onnx (default: as --out ends, else openvino)
+        format: openvino (two files, .xml and .bin) or onnx (default: as --out ends, else openvino,
+            or onnx for a --target)
         size: of the images: height x width, the fastest; from one to another, such as
             512x512..1024x2048; or any
         batch: images that go in together: a number, from one to another, such as 1..8; or any
@@ -57,7 +58,8 @@ def export(
         pixels: take images (B, H, W, 3) of bytes, RGB, instead of normalised ones (B, 3, H, W)
         labels: give out label maps (B, H, W), instead of logits (B, K, h, w) at a quarter of the
             size
-        target: any, or tensorrt for ONNX in a form that TensorRT's parser takes
+        target: any; or, for ONNX, onnxruntime: what it alone reads, and computes in less memory; or
+            tensorrt: a form that TensorRT's parser takes
         out: file to write, ending in .xml or .onnx (default: named after model, plan and size)
         calibrate: folder with some of your images, for int8
         test: folder with other images, on which to compare the labels of int8 with those of f32

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: How files of a format end.
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
 PRECISIONS = ("f32", "f16", "int8")
-TARGETS = ("any", "tensorrt")
+TARGETS = ("any", "onnxruntime", "tensorrt")
 #: How many values TensorRT selects at most.
 TENSORRT_TOPK = 3840
 #: The largest number of 16 bits, and how many numbers are not worth a conversion.
@@ -103,7 +103,8 @@ class FileForm:
             (B, 3, H, W) float32.
         labels: whether label maps (B, H, W) come out, instead of logits (B, K, h, w) at a quarter
             of the size.
-        target: ``any``, or ``tensorrt`` for a form that TensorRT's parser takes.
+        target: ``any``; ``onnxruntime`` for what it alone reads and computes in less memory; or
+            ``tensorrt`` for a form that its parser takes.
 
     Raises:
         UsageError: if a value is unknown.
@@ -160,10 +161,10 @@ def write(
         None if size.fixed else _pair(size.least),
     )
     kind: Form = "processor"
-    if form.target == "tensorrt":
-        kind = "tensorrt"
-    elif form.precision == "int8":
+    if form.precision == "int8":
         kind = "int8"
+    elif form.target != "any":
+        kind = cast(Form, form.target)
     graph = build(
         *(checkpoint.config, checkpoint.tensors(), checkpoint.merge_plan, interface),
         *(checkpoint.metadata, notes),
@@ -200,10 +201,10 @@ def _check(checkpoint: Checkpoint, is_onnx: bool, form: FileForm, images: Images
                 "precision: int8 in ONNX needs onnxruntime, which is not installed: "
                 "pip install 'segformerpp[onnx]'"
             )
+    if form.target != "any" and (not is_onnx or form.precision == "int8"):
+        raise UsageError(f"target: {form.target} is for ONNX in f32 or f16")
     if form.target != "tensorrt":
         return
-    if not is_onnx or form.precision == "int8":
-        raise UsageError("target: tensorrt reads ONNX in f32 or f16 (it quantises by itself)")
     most = form.size.most
     if most is None:
         raise UsageError("size: TensorRT needs a largest size, such as 512x512..1024x2048")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segformerpp.errors import UsageError
-from segformerpp.runtimes.graph import Interface, MatchFlow, build
+from segformerpp.runtimes.graph import Form, Interface, MatchFlow, build
 from segformerpp.runtimes.memory import memory_limits
 from segformerpp.runtimes.processor import cores
 
@@ -104,7 +104,8 @@ class OnnxRuntime:
         network, package = self._checkpoint, self._package
         batch, _, height, width = shape
         interface = Interface((height, width), batch, matches=flow)
-        graph = build(network.config, network.tensors(), network.merge_plan, interface)
+        form: Form = "onnxruntime" if self.device == "cpu" else "processor"
+        graph = build(network.config, network.tensors(), network.merge_plan, interface, form=form)
         options = package.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

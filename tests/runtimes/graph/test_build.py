@@ -121,6 +121,17 @@ def test_without_sums_by_index(plan: str, size: tuple[int, int] | None, engine: 
     assert_agree(Engine(engine, graph)(x), expected(model, x))
 
 
+@pytest.mark.parametrize("size", [(131, 133), None])
+@pytest.mark.parametrize("plan", [*PRESETS, *ODD])
+def test_attention_that_is_onnx_runtimes_own(plan: str, size: tuple[int, int] | None) -> None:
+    x = images(3, 131, 133)
+    model, graph = written(plan, Interface(size, batch=None), form="onnxruntime")
+    assert "Softmax" not in {node.op_type for node in graph.graph.node}
+    assert_agree(
+        Engine("onnxruntime", graph)(x), expected(model, x), "bsm" in str(model.merge_plan)
+    )
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("size", [(131, 99), None])
 def test_convolutions_for_linear_layers(size: tuple[int, int] | None, engine: str) -> None:

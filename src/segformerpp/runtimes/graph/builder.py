@@ -16,12 +16,13 @@ OPSET = 20
 IR_VERSION = 9
 
 #: The same network in the form that suits a purpose: ``processor`` works on bands that stay in the
-#: cache; ``tensorrt`` keeps to what TensorRT's parser takes (as of 10.15: no sums by index, no
-#: selection without order); ``int8`` has convolutions for all linear layers, because quantised ones
-#: are faster in OpenVINO (AVX2: 2.5 times), and one scale per channel is then found on the right
-#: axis; norms and projections stay by themselves, as in one another's weights they would spread
-#: those of a channel.
-Form = Literal["processor", "tensorrt", "int8"]
+#: cache; ``onnxruntime`` too, and has attention as a node of ONNX Runtime's own, which never holds
+#: the whole attention map; ``tensorrt`` keeps to what TensorRT's parser takes (as of 10.15: no sums
+#: by index, no selection without order); ``int8`` has convolutions for all linear layers, because
+#: quantised ones are faster in OpenVINO (AVX2: 2.5 times), and one scale per channel is then found
+#: on the right axis; norms and projections stay by themselves, as in one another's weights they
+#: would spread those of a channel.
+Form = Literal["processor", "onnxruntime", "tensorrt", "int8"]
 
 
 class Value:
@@ -103,6 +104,11 @@ class Graph:
         self.prefix = ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
+
+    @property
+    def banded(self) -> bool:
+        """Whether what is large is worked on in bands."""
+        return self.form in ("processor", "onnxruntime")
 
     def op(self, kind: str, *inputs: Operand | None, **attributes: Any) -> Value:
         """Append a node with one output. Arrays and numbers among the inputs become constants."""
@@ -217,9 +223,10 @@ class Graph:
             [info for _, info in outputs],
             list(self._constants.values()),
         )
+        opsets = {node.domain: 1 for node in nodes} | {"": OPSET}
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(*opset) for opset in opsets.items()],
             ir_version=IR_VERSION,
             producer_name="segformerpp",
         )

@@ -16,7 +16,7 @@ from segformerpp.models.config import SegformerConfig
 from segformerpp.plans import BipartiteMatching, Merge, MergePlan
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.head import HeadWriter, Scale
-from segformerpp.runtimes.graph.layers import Layers, Tensors, to_image, to_tokens
+from segformerpp.runtimes.graph.layers import Layers, Tensors, attention, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import (
     Groups,
     Match,
@@ -30,8 +30,8 @@ from segformerpp.runtimes.sizes import patch_grid, share_of
 #: What the hidden features of a Mix-FFN may take before they are made in bands, the size of such
 #: a band, and how many there are at most; bytes.
 _HIDDEN_WHOLE, _HIDDEN_BAND, _MOST_BANDS = 6 * 2**20, 3 * 2**20, 32
-#: The largest weights of a Mix-FFN with bands, bytes. OpenVINO packs them anew for every band: B5
-#: would take 6.8 instead of 3.0 GB, and be 2 % slower.
+#: The largest weights of a Mix-FFN with bands, bytes: with larger ones it is bound by arithmetic,
+#: and the rows that two bands compute cost B5 4 %.
 _BANDED_WEIGHTS = 3 * 2**19
 
 
@@ -141,14 +141,7 @@ class NetworkWriter:
             v_weight, v_bias = out_weight @ v_weight, out_weight @ v_bias + out_bias
         q = layers.linear(queries, q_weight * scale, q_bias * scale)
         k, v = layers.linear(keys, k_weight, k_bias), layers.linear(keys, v_weight, v_bias)
-        q, k, v = (g.reshape(y, batch, -1, heads, dim // heads) for y in (q, k, v))
-        # In this form OpenVINO makes one kernel of it, which never holds the whole attention map.
-        weights = g.op("MatMul", g.transpose(q, 0, 2, 1, 3), g.transpose(k, 0, 2, 3, 1))
-        if logs is not None:
-            weights = weights + g.op("Unsqueeze", logs, np.array([1, 2]))
-        weights = g.op("Softmax", weights, axis=-1)
-        out = g.op("MatMul", weights, g.transpose(v, 0, 2, 1, 3))
-        out = g.reshape(g.transpose(out, 0, 2, 1, 3), batch, -1, dim)
+        out = attention(q, k, v, (batch, heads, dim // heads), logs)
         if not projected:
             out = layers.linear(out, out_weight, out_bias)
         return found.q.unmerge(out) if found.q else out, found
@@ -168,7 +161,7 @@ class NetworkWriter:
         hidden = tokens.channels * self._config.mlp_ratios[number]
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
-            g.form == "processor"
+            g.banded
             and isinstance(height, int)
             and isinstance(width, int)
             and isinstance(tokens.batch, int)
