@@ -110,8 +110,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = package.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # From the second run on it would take one large block beside what the first had taken: twice
-        # the memory (B0 at 2048x2048: 2.7 instead of 1.5 GB), in no less time.
+        # From the second run on it would take one large block beside what the first had taken, in
+        # no less time (B0 at 2048x2048: 2.7 instead of 1.5 GB).
         options.enable_mem_pattern = False
         options.log_severity_level = 3  # errors
         session = package.InferenceSession(
