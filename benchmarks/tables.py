@@ -221,16 +221,18 @@ def strategies(rows: list[Row]) -> Iterable[list[str]]:
 
 def auto(rows: list[Row]) -> Iterable[list[str]]:
     """What `auto` chose, and how many times as fast as `none` it was."""
-    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    sizes = sorted({row["size"] for row in rows}, key=lambda size: int(size.partition("x")[0]))
     yield ["", *sizes]
     for (model, runtime), group in groupby(rows, lambda r: (r["model"], r["runtime"])):
         found = {row["size"]: row for row in group}
-        cells = []
-        for size in sizes:
-            gain = found[size]["speed_up"] if size in found else None
-            chosen = found[size]["merge"].removeprefix("auto: ") if size in found else ""
-            cells.append(f"`{chosen}` {gain or 'withheld'}" if chosen else "")
-        yield [f"{model.upper()} {runtime}", *cells]
+        yield [f"{model.upper()} {runtime}", *(_gain(found.get(size)) for size in sizes)]
+
+
+def _gain(row: Row | None) -> str:
+    if row is None:
+        return ""
+    gain = "withheld" if row["speed_up"] is None else f"{row['speed_up']:.2f}"
+    return f"`{row['merge'].removeprefix('auto: ')}` {gain}"
 
 
 TABLES: dict[str, Callable[[list[Row]], Iterable[list[str]]]] = {

@@ -1,5 +1,6 @@
 import json
 import logging
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformerpp import auto_plan, cache, cli, runtimes
-from segformerpp.auto_plan import AutoRuntime, measured_side, pick
+from segformerpp.auto_plan import AutoRuntime, Choice, measured_side, pick
 from segformerpp.benchmark.candidates import network
 from segformerpp.benchmark.gains import Gain, race
 from segformerpp.checkpoints import Checkpoint, open_checkpoint
@@ -126,6 +127,31 @@ def test_other_weights_of_the_same_kind_are_as_fast(
     for checkpoint in (open_checkpoint(random_checkpoint), Checkpoint.of_model(random_model)):
         assert AutoRuntime(checkpoint, "torch", device="cpu").choose((64, 64)) == "balanced"
     assert raced.calls == 4
+
+
+def test_images_that_are_too_large(
+    random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = []
+
+    def known(_: AutoRuntime, side: int) -> Choice:
+        sides.append(side)
+        return Choice("none", side, {}, "")
+
+    def choose(runtime: str, machine: str) -> None:
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+        chosen = AutoRuntime(open_checkpoint(random_checkpoint), runtime, "f32", device="cpu")
+        assert chosen.choose((2048, 2048)) == "none"
+
+    monkeypatch.setattr(AutoRuntime, "_known", known)
+    monkeypatch.setattr(auto_plan, "_MOST_BYTES", 188 * 1024**2)
+    choose("openvino", "x86_64")
+    choose("onnxruntime", "x86_64")
+    assert sides[0] > sides[1]  # ONNX Runtime needs more memory
+    monkeypatch.setattr(auto_plan, "_MOST_BYTES", 2**40)
+    choose("onnxruntime", "x86_64")
+    choose("onnxruntime", "aarch64")  # where it may hold whole attention maps
+    assert sides[2:] == [2048, 1440]
 
 
 def test_in_streams(random_checkpoint: Path) -> None:

@@ -25,6 +25,7 @@ from tests.runtimes.graph.parity import assert_agree, expected, images
 from tests.runtimes.graph.test_build import ODD
 
 ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "samples"
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -71,6 +72,8 @@ def test_for_onnx_runtime_alone(
     monkeypatch.chdir(tmp_path)
     path = sfpp.export(model, target="onnxruntime", batch=None).files[0]
     assert path.name.endswith("-onnxruntime.onnx")
+    small = sfpp.export(model, target="tensorrt", size=(64, 64), merge="2x2", precision="f16")
+    assert small.files[0].name.endswith("-2x2-64x64-f16-tensorrt.onnx")
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert {"MultiHeadAttention", "Softmax"} & kinds == {"MultiHeadAttention"}
     x = images(2, 131, 133)
@@ -116,6 +119,11 @@ def test_what_is_refused(model: Segformer, tmp_path: Path) -> None:
         ({"target": "trt"}, "target: one of any, onnxruntime, tensorrt, not 'trt'"),
         ({"target": "tensorrt"}, "target: tensorrt is for ONNX in f32 or f16"),
         ({"target": "onnxruntime"}, "target: onnxruntime is for ONNX in f32 or f16"),
+        ({"target": "onnxruntime", "path": None, "format": "openvino"}, "target: onnxruntime is"),
+        (
+            {"target": "onnxruntime", "path": "x.onnx", "precision": "int8", "calibrate": SAMPLES},
+            "target: onnxruntime is for ONNX in f32 or f16",
+        ),
         ({"target": "tensorrt", "path": "x.onnx"}, "size: TensorRT needs a largest size"),
         ({"size": (31, 64)}, "size: at least 32 pixels"),
         ({"size": (64.5, 64)}, "size: height and width in pixels"),

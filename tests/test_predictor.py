@@ -182,6 +182,8 @@ def test_tiles_where_memory_ends(
         assert "tiles" not in caplog.text
         predict(picture(100, 120))
         assert "100 x 120 pixels go in tiles" in caplog.text
+        Predictor(random_model, runtime="onnxruntime")(picture(70, 70))  # needs about twice as much
+        assert "70 x 70 pixels go in tiles" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "segformerpp"):
         Predictor(random_model, merge="downsample", device="cpu")(picture(180, 200))

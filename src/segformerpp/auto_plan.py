@@ -27,7 +27,7 @@ from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.plans.documented import AGREEMENT, presets_that_keep
 from segformerpp.runtimes import ParallelRuntime, Runtime
-from segformerpp.runtimes.memory import bytes_per_pixel
+from segformerpp.runtimes.memory import bytes_per_pixel, may_hold_maps
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,9 @@ _MOST_ROUNDS, _MOST_SECONDS = 15, 20.0  # for each preset
 _PATIENCE_SECONDS = 1800.0
 #: Smaller images are too quick for merging to matter.
 _LEAST_SIDE = 128
-#: Larger images count as such squares: what merging gains grows with the size.
-_MOST_SIDE = 2048
+#: Larger images count as such squares: what merging gains grows with the size. Where ONNX Runtime
+#: holds whole attention maps, those of 2048 x 2048 pixels take 12 GB.
+_MOST_SIDE, _MOST_SIDE_WITH_MAPS = 2048, 1440
 #: Two networks are in memory at the same time, each with at most this.
 _MOST_BYTES = 2 * 2**30
 
@@ -138,7 +139,9 @@ class AutoRuntime:
 
     def choose(self, size: Size) -> str:
         """The name of the preset for images (H, W), measured where that is not known."""
-        side = measured_side(size, bytes_per_pixel(self._plain.config, self.name))
+        whole_maps = self.name == "onnxruntime" and may_hold_maps(self.device)
+        most = _MOST_SIDE_WITH_MAPS if whole_maps else _MOST_SIDE
+        side = measured_side(size, bytes_per_pixel(self._plain.config, self.name), most)
         with self._lock:
             if side not in self._by_side:
                 choice = self._known(side) if side else Choice("none", 0, {}, "")
@@ -230,18 +233,19 @@ def pick(gains: Mapping[str, Gain]) -> str:
     return max(close, key=lambda name: AGREEMENT[name])
 
 
-def measured_side(size: Size, bytes_each: float) -> int:
+def measured_side(size: Size, bytes_each: float, most: int = _MOST_SIDE) -> int:
     """The side of the square that stands for images (H, W); 0 where they are too small to matter.
 
     Sides are 128, 192, 256, 352, 512, 736, 1024 and so on, so that of two images that share one the
-    larger has about twice the pixels at most. The largest is 2048, or what two gigabytes
-    are enough for.
+    larger has about twice the pixels at most. The largest is `most`, or what two gigabytes are
+    enough for.
 
     Args:
         size: (H, W).
         bytes_each: how much memory a pixel takes; see `runtimes.memory`.
+        most: the largest side.
     """
-    pixels = min(math.prod(size), _MOST_SIDE**2, _MOST_BYTES / bytes_each)
+    pixels = min(math.prod(size), most**2, _MOST_BYTES / bytes_each)
     if pixels < _LEAST_SIDE**2:
         return 0
     return 32 * round(2 ** (round(math.log2(pixels)) / 2) / 32)

@@ -63,9 +63,11 @@ def export(
     Args:
         model: what `segformerpp.load` takes, or a `Segformer`.
         path: ends in ``.xml`` (OpenVINO; weights go beside it, into a file that ends in ``.bin``)
-            or ``.onnx``; None for a name made of the model's, the plan's and the size.
+            or ``.onnx``; None for a name made of the model's, the plan's, the size, and where they
+            are not the usual ones precision and target.
         merge: the merge plan, in any notation that `MergePlan.parse` reads; None for the model's.
-        format: ``openvino`` or ``onnx``; None for what the path says, else ``openvino``.
+        format: ``openvino`` or ``onnx``; None for what the path says, else ``openvino``, or
+            ``onnx`` for a target.
         size: (H, W) of the images, the fastest; or the smallest and the largest; None for any.
         batch: how many images go in together; or the least and the most; None for any number.
         precision: of the stored weights: ``f32``; ``f16``, half as large, where what computes
@@ -75,7 +77,7 @@ def export(
         labels: whether label maps (B, H, W) come out, instead of logits (B, K, h, w) at a quarter
             of the size.
         target: ``any``; or, for ONNX, ``onnxruntime``: what it alone reads, and computes in less
-            memory; or ``tensorrt``: a form that TensorRT's parser takes.
+            memory on a processor; or ``tensorrt``: a form that TensorRT's parser takes.
         calibrate: folder with some images, for ``int8``.
         offline: whether to take models from the local cache only.
         revision: branch, tag or commit of a model on the hub.

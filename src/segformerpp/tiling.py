@@ -33,6 +33,14 @@ def tiling_of(
 ) -> tuple[Tiling | None, int]:
     """Which images go in tiles, and how many pixels go through the network together at most.
 
+    Args:
+        tile: (H, W) of tiles, ``"auto"``, or None for none.
+        overlap: of tiles; see `Tiling`.
+        least: the smallest side of what goes through the network.
+        network: what images go through.
+        plan: its plan.
+        runtime: what runs it, as the user said it; ``auto`` is never ONNX Runtime.
+
     Raises:
         UsageError: if tile or overlap are none, or there is an overlap of nothing.
     """

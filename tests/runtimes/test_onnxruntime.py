@@ -8,6 +8,8 @@ import pytest
 
 from segformerpp import runtimes
 from segformerpp.errors import MemoryLimitError, UsageError
+from segformerpp.runtimes import onnxruntime as runtime_module
+from segformerpp.runtimes.graph import build
 from tests.models.test_segformer import tiny
 from tests.runtimes.graph.parity import assert_agree, expected, images
 
@@ -22,6 +24,22 @@ def test_logits_are_torchs() -> None:
     with ThreadPoolExecutor(3) as pool:
         for x, logits in zip(inputs, pool.map(runtime, inputs), strict=True):
             assert_agree(logits, expected(model, x))
+
+
+@pytest.mark.parametrize(("device", "form"), [("cpu", "onnxruntime"), ("cuda", "processor")])
+def test_what_it_is_given(device: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime: Any = runtimes.create(tiny(), "onnxruntime")
+    made: list[Any] = []
+
+    def building(*arguments: Any, **more: Any) -> Any:
+        made.append(more["form"])
+        return build(*arguments, **more)
+
+    monkeypatch.setattr(runtime_module, "build", building)
+    runtime.device = device  # as far as it matters before there is a session
+    session = runtime._prepare((1, 3, 64, 64), "none")
+    assert made == [form]
+    assert session.get_session_options().enable_mem_pattern is (device == "cuda")
 
 
 def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:

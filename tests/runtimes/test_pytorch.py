@@ -115,7 +115,7 @@ def test_memory_that_does_not_suffice(
 
 
 def test_estimated_memory() -> None:
-    estimates = [bytes_per_pixel(SegformerConfig.of_size(size)) for size in SIZES]
+    estimates = [bytes_per_pixel(SegformerConfig.of_size(size), "torch") for size in SIZES]
     assert estimates == sorted(estimates)
     assert estimates[0] == pytest.approx(179, rel=0.06)  # measured, see `bytes_per_pixel`
     assert estimates[-1] == pytest.approx(485, rel=0.03)

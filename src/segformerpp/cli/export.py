@@ -58,8 +58,8 @@ def export(
         pixels: take images (B, H, W, 3) of bytes, RGB, instead of normalised ones (B, 3, H, W)
         labels: give out label maps (B, H, W), instead of logits (B, K, h, w) at a quarter of the
             size
-        target: any; or, for ONNX, onnxruntime: what it alone reads, and computes in less memory; or
-            tensorrt: a form that TensorRT's parser takes
+        target: any; or, for ONNX, onnxruntime: what it alone reads, and computes in less memory on
+            a processor; or tensorrt: a form that TensorRT's parser takes
         out: file to write, ending in .xml or .onnx (default: named after model, plan and size)
         calibrate: folder with some of your images, for int8
         test: folder with other images, on which to compare the labels of int8 with those of f32

@@ -103,8 +103,8 @@ class FileForm:
             (B, 3, H, W) float32.
         labels: whether label maps (B, H, W) come out, instead of logits (B, K, h, w) at a quarter
             of the size.
-        target: ``any``; ``onnxruntime`` for what it alone reads and computes in less memory; or
-            ``tensorrt`` for a form that its parser takes.
+        target: ``any``; ``onnxruntime`` for what it alone reads and computes in less memory on a
+            processor; or ``tensorrt`` for a form that its parser takes.
 
     Raises:
         UsageError: if a value is unknown.

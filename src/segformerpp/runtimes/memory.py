@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import platform
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segformerpp.errors import MemoryLimitError
 
 if TYPE_CHECKING:
     from segformerpp.models import SegformerConfig
 
-#: ONNX Runtime keeps more between layers, and all of what was largest once.
+#: ONNX Runtime frees less between layers than PyTorch.
 _TIMES_AS_MUCH = {"onnxruntime": 2.2}
+#: How many prepared networks are kept, and for how much memory in all.
+_KEPT, _KEPT_BYTES = 8, 4 * 2**30
+T = TypeVar("T")
+
 _SIGNS = ("allocate", "out of memory", "bad_alloc", "bad allocation")
 
 
-def bytes_per_pixel(config: SegformerConfig, runtime: str = "") -> float:
+def bytes_per_pixel(config: SegformerConfig, runtime: str) -> float:
     """About how much memory inference on a whole image takes for each pixel the network sees.
 
     The peak is in the decode head, or in the feed-forward network of the first stage. Then there
@@ -26,8 +32,9 @@ def bytes_per_pixel(config: SegformerConfig, runtime: str = "") -> float:
 
     Peak resident memory of a fresh process over that before the call, PyTorch on the CPU in f32,
     2048x2048, 19 classes, bytes per pixel: B0 179 (this function: 188), B5 485 (475); B0 with 150
-    classes 200 (220), B0 with a ``conv`` head 227 (252). In ONNX Runtime B0 takes 350 (413), B2
-    1030 (1044). OpenVINO in f32 takes less: its decode head works on bands.
+    classes 200 (220), B0 with a ``conv`` head 227 (252). In ONNX Runtime 1.32 B0 takes 350 (413),
+    B2 1030 (1044), on graphics cards the attention maps beside that. OpenVINO in f32 takes less:
+    its decode head works on bands.
 
     Args:
         config: the architecture.
@@ -36,8 +43,58 @@ def bytes_per_pixel(config: SegformerConfig, runtime: str = "") -> float:
     features = sum(dim / 4**stage for stage, dim in enumerate(config.dims))
     widest = max(config.head_dim, config.dims[0] * config.mlp_ratios[0])
     maps = 3 if config.head_kind == "conv" else 2
-    maps_of_all = maps * widest + config.num_outputs + 2 * features
-    return _TIMES_AS_MUCH.get(runtime, 1) * 4 * (2 * config.in_channels + maps_of_all / 16)
+    values = 2 * config.in_channels + (maps * widest + config.num_outputs + 2 * features) / 16
+    return 4 * values * _TIMES_AS_MUCH.get(runtime, 1)
+
+
+class KeptNetworks(Generic[T]):
+    """Networks that were prepared for one input shape each, while there is memory for them.
+
+    Each holds what it computes with, beside the weights. Not safe for several threads.
+
+    Args:
+        make: prepares a network for a shape (B, C, H, W) and what else was asked for.
+        bytes_each: how much memory it takes for each pixel; see `bytes_per_pixel`.
+    """
+
+    def __init__(self, make: Callable[..., T], bytes_each: float) -> None:
+        self._make, self._bytes_each = make, bytes_each
+        self._kept: OrderedDict[tuple[Any, ...], T] = OrderedDict()
+
+    def __call__(self, shape: tuple[int, ...], *more: Hashable) -> T:
+        """The network for a shape; where it is too much, those go whose last use is longest ago."""
+        key = (shape, *more)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        while self._kept and (
+            len(self._kept) >= _KEPT
+            or sum(map(self._bytes, [shape, *(kept[0] for kept in self._kept)])) > _KEPT_BYTES
+        ):
+            self._kept.popitem(last=False)
+        self._kept[key] = self._make(*key)
+        return self._kept[key]
+
+    def _bytes(self, shape: tuple[int, ...]) -> float:
+        batch, _, height, width = shape
+        return batch * height * width * self._bytes_each
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Keep none."""
+        self._kept.clear()
+
+
+def may_hold_maps(device: str) -> bool:
+    """Whether attention maps may exist whole in ONNX Runtime, some of gigabytes for large images.
+
+    On a processor attention is a node whose kernel works on tiles as large as its cache, which
+    before the middle of 2026 it did not know on ARM under Linux (microsoft/onnxruntime#29613).
+    """
+    return device != "cpu" or (platform.system() == "Linux" and platform.machine() != "x86_64")
 
 
 @contextmanager

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import Form, Interface, MatchFlow, build
-from segformerpp.runtimes.memory import memory_limits
+from segformerpp.runtimes.memory import KeptNetworks, bytes_per_pixel, memory_limits
 from segformerpp.runtimes.processor import cores
 
 if TYPE_CHECKING:
     from segformerpp.checkpoints import Checkpoint
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-#: Input shapes whose sessions are kept ready; each holds the weights once more.
-_KEPT_SHAPES = 8
 
 
 class OnnxRuntime:
@@ -71,7 +68,8 @@ class OnnxRuntime:
             self.threads = threads or cores()
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
-        self._session = lru_cache(_KEPT_SHAPES)(self._prepare)
+        each = bytes_per_pixel(checkpoint.config, self.name) * checkpoint.merge_plan.input_scale**2
+        self._session = KeptNetworks(self._prepare, each)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
@@ -110,9 +108,10 @@ class OnnxRuntime:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = package.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # From the second run on it would take one large block beside what the first had taken, in
-        # no less time (B0 at 2048x2048: 2.7 instead of 1.5 GB).
-        options.enable_mem_pattern = False
+        if self.device == "cpu":
+            # From the second run on it would take one large block beside what the first had taken,
+            # in no less time (B0 at 2048x2048: 2.7 instead of 1.5 GB).
+            options.enable_mem_pattern = False
         options.log_severity_level = 3  # errors
         session = package.InferenceSession(
             graph.SerializeToString(), options, providers=[self._provider]

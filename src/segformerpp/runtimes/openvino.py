@@ -14,7 +14,7 @@ import numpy as np
 from segformerpp import __version__, cache
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
-from segformerpp.runtimes.memory import bytes_per_pixel, memory_limits
+from segformerpp.runtimes.memory import KeptNetworks, bytes_per_pixel, memory_limits
 from segformerpp.runtimes.openvino_core import core, ov
 from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
-#: Input shapes whose networks are kept ready; each holds the weights once more.
-_KEPT_SHAPES = 8
 #: How many streams there are at most, and how much memory those of one shape may take together:
 #: small boards have four cores and not much more. And for how many shapes they are kept ready.
 _MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2  # as `batching` has it
@@ -93,7 +91,9 @@ class OpenvinoRuntime:
         self._checkpoint = checkpoint
         self._too_large: set[tuple[int, ...]] = set()
         self._lock = threading.Lock()
-        self._compiled = lru_cache(_KEPT_SHAPES)(self._prepare)
+        scale = checkpoint.merge_plan.input_scale
+        self._bytes_each = bytes_per_pixel(checkpoint.config, self.name) * scale**2
+        self._compiled = KeptNetworks(self._prepare, self._bytes_each)
         self._streams = lru_cache(_KEPT_STREAMS)(self._start_streams)
         self._int8: tuple[ov.Model, str | None] | None = None
         self.precision = self._choose(precisions) if precision == "auto" else precision
@@ -111,8 +111,7 @@ class OpenvinoRuntime:
     def stream(self, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None:
         """What computes inputs of one shape beside others; see `ParallelRuntime`."""
         batch, _, height, width = shape
-        scale = self._checkpoint.merge_plan.input_scale
-        each = bytes_per_pixel(self._checkpoint.config) * batch * height * width * scale**2
+        each = self._bytes_each * batch * height * width
         if self.streams == 1 or self.streams * each > _STREAMS_BYTES or shape in self._too_large:
             return None
         try:
@@ -167,7 +166,7 @@ class OpenvinoRuntime:
                 lambda x, kind=kind: self._compiled(x.shape, kind)(x)[0] for kind in ("f32", "bf16")
             )
             same = keeps_labels(full, half, self._checkpoint.metadata)
-            self._compiled.cache_clear()  # each holds the weights once more
+            self._compiled.clear()  # each holds the weights once more
             return b"bf16" if same else b"f32"
 
         if self._checkpoint.digest is None:

@@ -21,6 +21,7 @@ from tests.runtimes.graph.parity import (
     tensors,
 )
 
+FORMS_WITH_BANDS: tuple[Form, ...] = ("processor", "onnxruntime")
 #: All sources merged at some sizes and none at others; every kind of neighbours, ragged.
 ODD = (
     "q14:mode=n1d,s=3 q3:mode=bsm,r=1,sx=2,sy=3 kv13:mode=n2d,sx=2,sy=3",
@@ -125,11 +126,14 @@ def test_without_sums_by_index(plan: str, size: tuple[int, int] | None, engine: 
 @pytest.mark.parametrize("plan", [*PRESETS, *ODD])
 def test_attention_that_is_onnx_runtimes_own(plan: str, size: tuple[int, int] | None) -> None:
     x = images(3, 131, 133)
-    model, graph = written(plan, Interface(size, batch=None), form="onnxruntime")
-    assert "Softmax" not in {node.op_type for node in graph.graph.node}
-    assert_agree(
-        Engine("onnxruntime", graph)(x), expected(model, x), "bsm" in str(model.merge_plan)
-    )
+    batch = None if size is None else 3
+    model, graph = written(plan, Interface(size, batch), form="onnxruntime")
+    nodes = [node for node in graph.graph.node if node.op_type == "MultiHeadAttention"]
+    assert len(nodes) == sum(model.config.depths)
+    assert {len(node.input) for node in nodes} == {3}  # a mask would take it off its fast kernel
+    assert not {"Softmax", "AveragePool"} & {node.op_type for node in graph.graph.node}
+    matched = "bsm" in str(model.merge_plan)
+    assert_agree(Engine("onnxruntime", graph)(x), expected(model, x), matched)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -188,5 +192,9 @@ def test_weights_are_stored_once(plan: str, random_model: Segformer) -> None:
     """Though bands share them; and nothing is stored that holds one value."""
     weights = tensors(random_model)
     interface = Interface((1024, 1024), batch=1, head_band=2**20)
-    graph = build(random_model.config, weights, MergePlan.parse(plan), interface)
-    assert graph.ByteSize() < 1.02 * sum(array.nbytes for array in weights.values())
+    config, parsed = random_model.config, MergePlan.parse(plan)
+    for form in FORMS_WITH_BANDS:
+        graph = build(config, weights, parsed, interface, form=form)
+        bands = [node.op_type for node in graph.graph.node].count("Gelu")
+        assert bands > sum(config.depths)
+        assert graph.ByteSize() < 1.02 * sum(array.nbytes for array in weights.values())

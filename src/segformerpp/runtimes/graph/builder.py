@@ -106,8 +106,8 @@ class Graph:
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
 
     @property
-    def banded(self) -> bool:
-        """Whether what is large is worked on in bands."""
+    def on_processor(self) -> bool:
+        """Whether nodes are those that a processor is fastest with."""
         return self.form in ("processor", "onnxruntime")
 
     def op(self, kind: str, *inputs: Operand | None, **attributes: Any) -> Value:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from segformerpp.runtimes.graph.builder import Dim, Graph, Operand, Value
+from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.matching import Tokens
 
 _BATCH_NORM_EPS = 1e-5
@@ -83,45 +83,6 @@ class Layers:
         return self.g.op(
             "Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, group=group
         )
-
-
-def attention(
-    q: Value, k: Value, v: Value, heads: tuple[Dim, int, int], logs: Operand | None
-) -> Value:
-    """Values, weighted by how well their keys fit a query.
-
-    Args:
-        q: queries (B, N, heads * d), scaled.
-        k: keys (B, M, heads * d).
-        v: values (B, M, heads * d).
-        heads: B, the number of heads, and d.
-        logs: (B, M) or (1, M), added to the logits of the weights; None for nothing.
-
-    Returns:
-        (B, N, heads * d).
-    """
-    g, (batch, number, width) = q.graph, heads
-    if g.form == "onnxruntime":
-        if logs is not None:
-            # Its fast kernel adds nothing: the products of one channel more do.
-            last = np.zeros(width + 1, np.float32)
-            last[-1] = 1
-            q, k = (
-                g.op("Pad", g.reshape(y, batch, -1, number, width), np.array([*[0] * 7, 1]), fill)
-                for y, fill in ((q, np.float32(1)), (k, np.float32(0)))
-            )
-            k = k + g.op("Unsqueeze", logs, np.array([2, 3])) * last
-            q, k = (g.reshape(y, batch, -1, number * (width + 1)) for y in (q, k))
-        return g.op(
-            "MultiHeadAttention", q, k, v, domain="com.microsoft", num_heads=number, scale=1.0
-        )
-    q, k, v = (g.reshape(y, batch, -1, number, width) for y in (q, k, v))
-    # In this form OpenVINO makes one kernel of it, which never holds the whole attention map.
-    weights = g.op("MatMul", g.transpose(q, 0, 2, 1, 3), g.transpose(k, 0, 2, 3, 1))
-    if logs is not None:
-        weights = weights + g.op("Unsqueeze", logs, np.array([1, 2]))
-    out = g.op("MatMul", g.op("Softmax", weights, axis=-1), g.transpose(v, 0, 2, 1, 3))
-    return g.reshape(g.transpose(out, 0, 2, 1, 3), batch, -1, number * width)
 
 
 def resize(g: Graph, x: Value, batch: Dim, channels: int, size: tuple[Dim, Dim]) -> Value:

@@ -296,7 +296,7 @@ class _Pool2d:
         if ragged:  # cells that reach over the edge average what they have
             image = g.op("Pad", image, g.dims(0, 0, 0, 0, 0, 0, *missing))
         cell = {"kernel_shape": [sy, sx], "strides": [sy, sx]}
-        if g.banded:
+        if g.on_processor:
             # What AveragePool would do; but to that OpenVINO hands another layout, and back. Not in
             # int8, where it would be quantised.
             share = np.full((tokens.channels, 1, sy, sx), 1 / (sy * sx), np.float32)

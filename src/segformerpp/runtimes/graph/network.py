@@ -14,9 +14,10 @@ import numpy as np
 
 from segformerpp.models.config import SegformerConfig
 from segformerpp.plans import BipartiteMatching, Merge, MergePlan
+from segformerpp.runtimes.graph.attention import Projections, attention
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.head import HeadWriter, Scale
-from segformerpp.runtimes.graph.layers import Layers, Tensors, attention, to_image, to_tokens
+from segformerpp.runtimes.graph.layers import Layers, Tensors, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import (
     Groups,
     Match,
@@ -31,7 +32,7 @@ from segformerpp.runtimes.sizes import patch_grid, share_of
 #: a band, and how many there are at most; bytes.
 _HIDDEN_WHOLE, _HIDDEN_BAND, _MOST_BANDS = 6 * 2**20, 3 * 2**20, 32
 #: The largest weights of a Mix-FFN with bands, bytes: with larger ones it is bound by arithmetic,
-#: and the rows that two bands compute cost B5 4 %.
+#: and the rows that neighbouring bands both compute cost B5 4 %.
 _BANDED_WEIGHTS = 3 * 2**19
 
 
@@ -139,9 +140,10 @@ class NetworkWriter:
         projected = heads == 1 and g.form != "int8"
         if projected:
             v_weight, v_bias = out_weight @ v_weight, out_weight @ v_bias + out_bias
-        q = layers.linear(queries, q_weight * scale, q_bias * scale)
-        k, v = layers.linear(keys, k_weight, k_bias), layers.linear(keys, v_weight, v_bias)
-        out = attention(q, k, v, (batch, heads, dim // heads), logs)
+        projections = Projections(
+            (q_weight * scale, q_bias * scale), (k_weight, k_bias), (v_weight, v_bias), heads
+        )
+        out = attention(layers, queries, keys, batch, projections, logs)
         if not projected:
             out = layers.linear(out, out_weight, out_bias)
         return found.q.unmerge(out) if found.q else out, found
@@ -161,7 +163,7 @@ class NetworkWriter:
         hidden = tokens.channels * self._config.mlp_ratios[number]
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
-            g.banded
+            g.on_processor
             and isinstance(height, int)
             and isinstance(width, int)
             and isinstance(tokens.batch, int)
