@@ -139,6 +139,7 @@ def test_images_that_are_too_large(
         return Choice("none", side, {}, "")
 
     def choose(runtime: str, machine: str) -> None:
+        monkeypatch.setattr(platform, "system", lambda: "Linux")
         monkeypatch.setattr(platform, "machine", lambda: machine)
         chosen = AutoRuntime(open_checkpoint(random_checkpoint), runtime, "f32", device="cpu")
         assert chosen.choose((2048, 2048)) == "none"

@@ -9,8 +9,7 @@ import torch
 
 from segformerpp import runtimes
 from segformerpp.errors import MemoryLimitError, UsageError
-from segformerpp.models import SIZES, Segformer, SegformerConfig
-from segformerpp.runtimes.memory import bytes_per_pixel
+from segformerpp.models import Segformer
 from tests.models.test_segformer import tiny
 from tests.runtimes.graph.parity import assert_agree, expected, images
 
@@ -112,13 +111,3 @@ def test_memory_that_does_not_suffice(
     fail_with(RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
         runtime(X)
-
-
-def test_estimated_memory() -> None:
-    estimates = [bytes_per_pixel(SegformerConfig.of_size(size), "torch") for size in SIZES]
-    assert estimates == sorted(estimates)
-    assert estimates[0] == pytest.approx(179, rel=0.06)  # measured, see `bytes_per_pixel`
-    assert estimates[-1] == pytest.approx(485, rel=0.03)
-    in_onnx_runtime = [bytes_per_pixel(SegformerConfig.of_size(s), "onnxruntime") for s in SIZES]
-    assert in_onnx_runtime[0] == pytest.approx(350, rel=0.2)
-    assert in_onnx_runtime[2] == pytest.approx(1030, rel=0.05)

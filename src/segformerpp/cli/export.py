@@ -60,7 +60,8 @@ def export(
             size
         target: any; or, for ONNX, onnxruntime: what it alone reads, and computes in less memory on
             a processor; or tensorrt: a form that TensorRT's parser takes
-        out: file to write, ending in .xml or .onnx (default: named after model, plan and size)
+        out: file to write, ending in .xml or .onnx (default: named after model, plan, size, and
+            where they are not the usual ones precision and target)
         calibrate: folder with some of your images, for int8
         test: folder with other images, on which to compare the labels of int8 with those of f32
         masks: folder with their masks of class ids, of the same names, to compare mIoU

@@ -193,6 +193,8 @@ def write(
 
 def _check(checkpoint: Checkpoint, is_onnx: bool, form: FileForm, images: Images | None) -> None:
     """Refuse what does not go together."""
+    if form.target != "any" and (not is_onnx or form.precision == "int8"):
+        raise UsageError(f"target: {form.target} is for ONNX in f32 or f16")
     if form.precision == "int8":
         if images is None:
             raise UsageError("precision: int8 needs images to be quantised on: --calibrate FOLDER")
@@ -201,8 +203,6 @@ def _check(checkpoint: Checkpoint, is_onnx: bool, form: FileForm, images: Images
                 "precision: int8 in ONNX needs onnxruntime, which is not installed: "
                 "pip install 'segformerpp[onnx]'"
             )
-    if form.target != "any" and (not is_onnx or form.precision == "int8"):
-        raise UsageError(f"target: {form.target} is for ONNX in f32 or f16")
     if form.target != "tensorrt":
         return
     most = form.size.most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -13,11 +14,12 @@ from segformerpp.errors import MemoryLimitError
 if TYPE_CHECKING:
     from segformerpp.models import SegformerConfig
 
+T = TypeVar("T")
+
 #: ONNX Runtime frees less between layers than PyTorch.
 _TIMES_AS_MUCH = {"onnxruntime": 2.2}
-#: How many prepared networks are kept, and for how much memory in all.
-_KEPT, _KEPT_BYTES = 8, 4 * 2**30
-T = TypeVar("T")
+#: How many prepared networks are kept at most.
+_KEPT = 8
 
 _SIGNS = ("allocate", "out of memory", "bad_alloc", "bad allocation")
 
@@ -33,8 +35,8 @@ def bytes_per_pixel(config: SegformerConfig, runtime: str) -> float:
     Peak resident memory of a fresh process over that before the call, PyTorch on the CPU in f32,
     2048x2048, 19 classes, bytes per pixel: B0 179 (this function: 188), B5 485 (475); B0 with 150
     classes 200 (220), B0 with a ``conv`` head 227 (252). In ONNX Runtime 1.32 B0 takes 350 (413),
-    B2 1030 (1044), on graphics cards the attention maps beside that. OpenVINO in f32 takes less:
-    its decode head works on bands.
+    B2 1030 (1044), beside attention maps where there are any (`may_hold_maps`). OpenVINO in f32
+    takes less: its decode head works on bands.
 
     Args:
         config: the architecture.
@@ -50,7 +52,9 @@ def bytes_per_pixel(config: SegformerConfig, runtime: str) -> float:
 class KeptNetworks(Generic[T]):
     """Networks that were prepared for one input shape each, while there is memory for them.
 
-    Each holds what it computes with, beside the weights. Not safe for several threads.
+    They may hold about half of the machine's, by the estimate of `bytes_per_pixel`. Those of one
+    shape count once and stay together, because frames that share a match go through two of them
+    in turn. Not safe for several threads.
 
     Args:
         make: prepares a network for a shape (B, C, H, W) and what else was asked for.
@@ -67,11 +71,11 @@ class KeptNetworks(Generic[T]):
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        while self._kept and (
-            len(self._kept) >= _KEPT
-            or sum(map(self._bytes, [shape, *(kept[0] for kept in self._kept)])) > _KEPT_BYTES
-        ):
-            self._kept.popitem(last=False)
+        for old in [kept for kept in self._kept if kept[0] != shape]:
+            shapes = {shape, *(kept[0] for kept in self._kept)}
+            if len(self._kept) < _KEPT and sum(map(self._bytes, shapes)) <= _memory() / 2:
+                break
+            del self._kept[old]
         self._kept[key] = self._make(*key)
         return self._kept[key]
 
@@ -95,6 +99,14 @@ def may_hold_maps(device: str) -> bool:
     before the middle of 2026 it did not know on ARM under Linux (microsoft/onnxruntime#29613).
     """
     return device != "cpu" or (platform.system() == "Linux" and platform.machine() != "x86_64")
+
+
+def _memory() -> int:
+    """Bytes that the machine has; 8 GiB where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows, and what lacks these names
+        return 8 * 2**30
 
 
 @contextmanager

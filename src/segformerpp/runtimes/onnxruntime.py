@@ -85,9 +85,9 @@ class OnnxRuntime:
     def _run(self, x: np.ndarray, flow: MatchFlow, given: Sequence[np.ndarray]) -> Any:
         # One inference uses all threads.
         with self._lock, memory_limits(x.shape, self.device):
-            session = self._session(x.shape, flow)
-            names = [value.name for value in session.get_inputs()]
             try:
+                session = self._session(x.shape, flow)
+                names = [value.name for value in session.get_inputs()]
                 return session.run(None, dict(zip(names, [x, *given], strict=True)))
             except self._errors as error:
                 raise RuntimeError(str(error)) from error  # what `memory_limits` looks into
