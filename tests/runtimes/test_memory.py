@@ -85,9 +85,8 @@ def test_what_runtimes_keep(
 ) -> None:
     model = tiny()
     model.merge_plan = plan
-    monkeypatch.setattr(
-        memory, "_memory", lambda: 2 * bytes_per_pixel(model.config, name) * 100 * 128
-    )
+    each = bytes_per_pixel(model.config, name)
+    monkeypatch.setattr(memory, "_KEPT_BYTES", each * 100 * 128)
     runtime: Any = runtimes.create(model, name, "f32", "cpu")
     for width in (64, 128):  # 8192 and 16384 pixels
         runtime(images(1, 128, width))

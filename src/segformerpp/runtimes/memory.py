@@ -18,8 +18,9 @@ T = TypeVar("T")
 
 #: ONNX Runtime frees less between layers than PyTorch.
 _TIMES_AS_MUCH = {"onnxruntime": 2.2}
-#: How many prepared networks are kept at most.
-_KEPT = 8
+#: How many prepared networks are kept at most, and what they may hold: in a container the machine
+#: seems to have more memory than there is.
+_KEPT, _KEPT_BYTES = 8, 8 * 2**30
 
 _SIGNS = ("allocate", "out of memory", "bad_alloc", "bad allocation")
 
@@ -52,9 +53,9 @@ def bytes_per_pixel(config: SegformerConfig, runtime: str) -> float:
 class KeptNetworks(Generic[T]):
     """Networks that were prepared for one input shape each, while there is memory for them.
 
-    They may hold about half of the machine's, by the estimate of `bytes_per_pixel`. Those of one
-    shape count once and stay together, because frames that share a match go through two of them
-    in turn. Not safe for several threads.
+    Beside their weights they may hold about half of the machine's, and 8 GiB at most, by the
+    estimate of `bytes_per_pixel`. Those of the latest shape stay together, because frames that
+    share a match go through two of them in turn. Not safe for several threads.
 
     Args:
         make: prepares a network for a shape (B, C, H, W) and what else was asked for.
@@ -72,8 +73,9 @@ class KeptNetworks(Generic[T]):
             self._kept.move_to_end(key)
             return self._kept[key]
         for old in [kept for kept in self._kept if kept[0] != shape]:
-            shapes = {shape, *(kept[0] for kept in self._kept)}
-            if len(self._kept) < _KEPT and sum(map(self._bytes, shapes)) <= _memory() / 2:
+            shapes = [shape, *(kept[0] for kept in self._kept)]
+            most = min(_memory() / 2, _KEPT_BYTES)
+            if len(self._kept) < _KEPT and sum(map(self._bytes, shapes)) <= most:
                 break
             del self._kept[old]
         self._kept[key] = self._make(*key)
@@ -104,9 +106,10 @@ def may_hold_maps(device: str) -> bool:
 def _memory() -> int:
     """Bytes that the machine has; 8 GiB where it does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows, and what lacks these names
-        return 8 * 2**30
+        found = 0
+    return found if found > 0 else 8 * 2**30
 
 
 @contextmanager
