@@ -72,9 +72,9 @@ class KeptNetworks(Generic[T]):
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
+        most = min(_memory() / 2, _KEPT_BYTES)
         for old in [kept for kept in self._kept if kept[0] != shape]:
             shapes = [shape, *(kept[0] for kept in self._kept)]
-            most = min(_memory() / 2, _KEPT_BYTES)
             if len(self._kept) < _KEPT and sum(map(self._bytes, shapes)) <= most:
                 break
             del self._kept[old]
