@@ -25,6 +25,8 @@ from segformerpp.runtimes.precision import SHORTER_SIDE
 from tests.models.test_segformer import tiny
 from tests.runtimes.graph.parity import network
 
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
 X = np.random.default_rng(0).normal(size=(3, 3, 131, 99)).astype(np.float32)
 
 
@@ -53,7 +55,7 @@ def test_logits_are_torchs(kind: str, plan: str) -> None:
     assert error < 1e-4 or (plan != "none" and agreement >= 0.999)
 
 
-def test_bands_are_for_f32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_runtime, "_HEAD_BAND", 20_000)
     shape = (1, 3, 259, 97)
     model = network("linear")
@@ -64,10 +66,25 @@ def test_bands_are_for_f32(monkeypatch: pytest.MonkeyPatch) -> None:
         for graph in (
             runtime._network(shape, "f32", "none", 1),
             runtime._network(shape, "f32", "none", 2),
-            runtime._network(shape, "bf16", "none", 1),
+            runtime._network(shape, "bf16", "none", 2),
+            runtime._network(shape, "f16", "none", 1),
         )
     ]
-    assert resized == [3 * 3, 3 * 9, 3]
+    assert resized == [3 * 3, 3 * 9, 3 * 3, 3]
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="a processor without bf16")
+def test_bands_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, for constants tend to keep what reads them in f32."""
+    monkeypatch.setattr(openvino_runtime, "_HEAD_BAND", 20_000)
+    runtime = OpenvinoRuntime(Checkpoint.of_model(network("linear")), "bf16", threads=2)
+    graph = runtime._compiled((1, 3, 259, 97), "bf16").get_runtime_model()
+    products = [
+        op.get_rt_info()["runtimePrecision"].value for op in graph.get_ordered_ops()
+        if op.get_rt_info()["layerType"].value == "MatMul"
+    ]  # fmt: skip
+    assert len(products) == 2
+    assert set(products) == {"bf16"}
 
 
 def test_shapes_and_threads() -> None:

@@ -30,8 +30,9 @@ _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 #: How many streams there are at most, and how much memory those of one shape may take together:
 #: small boards have four cores and not much more. And for how many shapes they are kept ready.
 _MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2  # as `batching` has it
-#: How many bytes of the head's features each thread works on at a time.
-_HEAD_BAND = 2 * 2**20
+#: How many bytes of the head's features each thread works on at a time, and what a value takes in
+#: the precisions in which it does.
+_HEAD_BAND, _VALUE_BYTES = 2 * 2**20, {"f32": 4, "bf16": 2}
 
 
 class OpenvinoRuntime:
@@ -230,9 +231,11 @@ class OpenvinoRuntime:
 
         network = self._checkpoint
         batch, _, height, width = shape
-        # In bf16 bands gain nothing.
-        band = _HEAD_BAND * self.threads // streams if precision == "f32" else 0
-        interface = Interface((height, width), batch, matches=flow, head_band=band)
+        value_bytes = _VALUE_BYTES.get(precision, 0)
+        band = _HEAD_BAND * self.threads // streams if value_bytes else 0
+        interface = Interface(
+            *((height, width), batch), matches=flow, head_band=band, value_bytes=value_bytes or 4
+        )
         graph = build(network.config, network.tensors(), network.merge_plan, interface)
         return self._core.read_model(graph.SerializeToString())
 

@@ -43,6 +43,7 @@ class Interface:
             ``in``: that goes in, behind the images, instead of being found; for a known size.
         head_band: bytes of the head's features that are worked on together, for a known size; 0
             for all of them.
+        value_bytes: what a value takes while it is computed with: 4, or 2 in bf16.
     """
 
     size: Size | None
@@ -52,6 +53,7 @@ class Interface:
     least: Size | None = None
     matches: MatchFlow = "none"
     head_band: int = 0
+    value_bytes: int = 4
 
 
 def build(
@@ -88,8 +90,10 @@ def build(
     g.prefix = BEFORE
     x = _normalised(g, images, metadata or Metadata()) if interface.pixels else images
     g.prefix = ""
-    given_matches = interface.matches == "in"
-    writer = NetworkWriter(g, config, tensors, plan, given_matches, interface.head_band)
+    writer = NetworkWriter(
+        *(g, config, tensors, plan, interface.matches == "in"),
+        *(interface.head_band, interface.value_bytes),
+    )
     logits = writer.network(x, batch, size)
     g.prefix = BEHIND
 

@@ -32,10 +32,14 @@ class HeadWriter:
         config: the architecture.
         band: bytes of fused features that are worked on together, where sizes are known; 0 for all
             of them.
+        value_bytes: see `Interface`.
     """
 
-    def __init__(self, layers: Layers, config: SegformerConfig, band: int) -> None:
+    def __init__(
+        self, layers: Layers, config: SegformerConfig, band: int, value_bytes: int
+    ) -> None:
         self._g, self._layers, self._config, self._band = layers.g, layers, config, band
+        self._value_bytes, self._computed = value_bytes, dict[tuple[Any, ...], Value]()
         factor, self._bias = layers.batch_norm("head.fuse_norm")
         weight = layers.tensors["head.fuse.weight"][:, :, 0, 0] * factor[:, None]
         self._weights = np.split(weight, len(config.dims), axis=1)
@@ -86,7 +90,7 @@ class HeadWriter:
         batch, (height, width) = tokens.batch, tokens.grid
         if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
             return [(0, height)]
-        least = 4 * batch * width * self._config.head_dim * _ROWS
+        least = self._value_bytes * batch * width * self._config.head_dim * _ROWS
         if least > _TOO_LARGE * self._band:
             return [(0, height)]
         rows = _ROWS * max(self._band // least, -(-height // (_ROWS * _MOST_BANDS)))
@@ -114,9 +118,26 @@ class HeadWriter:
             x = to_image(g.cut(x, 1, low * t.grid[1], high * t.grid[1]), narrow)
             x = to_tokens(resize(g, x, t.batch, t.channels, wide.grid), wide)
             rows.append(g.reshape(x, t.batch, high - low, width * t.channels))
-        product = g.op("MatMul", np.hstack(shares)[None], g.op("Concat", *rows, axis=1))
+        factors = self._factors(np.hstack(shares)[None], scales[0][0])
+        product = g.op("MatMul", factors, g.op("Concat", *rows, axis=1))
         part = replace(tokens, grid=(end - first, width), channels=self._config.head_dim)
         return to_image(g.reshape(product, part.batch, part.count, part.channels), part)
+
+    def _factors(self, shares: np.ndarray, x: Value) -> np.ndarray | Value:
+        """What a product with shares reads; `x` is anything that follows the image.
+
+        To OpenVINO constants stay f32, and products with them, though all else is in bf16: there
+        the shares are made to look computed. They are rounded to what bf16 has, and still sum to
+        one.
+        """
+        if self._value_bytes == 4:
+            return shares
+        g, shares = self._g, (shares * 256).round() / 256
+        key = shares.shape, shares.tobytes()
+        if key not in self._computed:
+            some = g.cut(g.cut(x, 1, 0, 1), 2, 0, 1)
+            self._computed[key] = g.op("Clip", some, np.float32(0), np.float32(0)) + shares
+        return self._computed[key]
 
 
 def _shares(size: Dim, coarse: Dim) -> np.ndarray:

@@ -46,6 +46,7 @@ class NetworkWriter:
         plan: what is merged where.
         given: whether what bipartite matching finds is an input of the graph instead.
         head_band: see `Interface`.
+        value_bytes: see `Interface`.
 
     Attributes:
         matched: once the network is written: what bipartite matching found, or is given: the group
@@ -60,10 +61,12 @@ class NetworkWriter:
         plan: MergePlan,
         given: bool = False,
         head_band: int = 0,
+        value_bytes: int = 4,
     ) -> None:
         self._g, self._config, self._plan, self._given = g, config, plan, given
+        self._value_bytes = value_bytes
         self._layers = Layers(g, tensors)
-        self._head = HeadWriter(self._layers, config, head_band)
+        self._head = HeadWriter(self._layers, config, head_band, value_bytes)
         self.matched: dict[str, tuple[Value, Tokens]] = {}
 
     def network(self, images: Value, batch: Dim, size: tuple[Dim, Dim]) -> Value:
@@ -169,7 +172,7 @@ class NetworkWriter:
             and isinstance(tokens.batch, int)
             and 2 * 4 * tokens.channels * hidden <= _BANDED_WEIGHTS
         ):
-            bands = _bands(height, 4 * tokens.batch * width * hidden)
+            bands = _bands(height, self._value_bytes * tokens.batch * width * hidden)
         parts = []
         for first, end in bands:
             # The convolution reads one row more on each side, or zeros beyond the edge.
