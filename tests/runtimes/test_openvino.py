@@ -21,6 +21,7 @@ from segformerpp.plans import PRESETS
 from segformerpp.plans.strategies import warn_small_grid
 from segformerpp.runtimes import openvino as openvino_runtime
 from segformerpp.runtimes.openvino import OpenvinoRuntime, streams_of
+from segformerpp.runtimes.openvino_core import divides_by_root_mean_square
 from segformerpp.runtimes.precision import SHORTER_SIDE
 from tests.models.test_segformer import tiny
 from tests.runtimes.graph.parity import network
@@ -71,6 +72,20 @@ def test_bands_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     ]
     assert resized == [3 * 3, 3 * 9, 3 * 3, 3]
+
+
+@pytest.mark.skipif(
+    not divides_by_root_mean_square(), reason="OpenVINO has no node for it on this processor"
+)
+def test_norms_of_few_channels_are_one_node() -> None:
+    runtime = OpenvinoRuntime(open_checkpoint("camvid-b0", "none"), "f32")
+    kinds = [
+        op.get_rt_info()["layerType"].value
+        for op in runtime._compiled((1, 3, 64, 96), "f32").get_runtime_model().get_ops()
+    ]
+    # Two stages of two blocks; the others keep theirs, as do keys.
+    assert kinds.count("RMS") == 2 * (1 + 2 * 2 + 1)
+    assert kinds.count("MVN") == 2 * (1 + 2 * 2 + 1) + 3 * 2
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="a processor without bf16")

@@ -18,7 +18,7 @@ from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
 from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, build
-from segformerpp.runtimes.openvino_core import core, ov, passes
+from segformerpp.runtimes.openvino_core import core, divides_by_root_mean_square, ov, passes
 from segformerpp.runtimes.sizes import least_size
 
 _KIND = "int8"
@@ -91,6 +91,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
         "weights": checkpoint.digest,
         "config": checkpoint.config.to_dict(),
         "merge": checkpoint.merge_plan.to_dict(),
+        "centres": divides_by_root_mean_square(),
         "segformerpp": __version__,
         "code": [cache.code_version(p) for p in ("runtimes", "plans", "checkpoints")],
     }
@@ -102,7 +103,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
                 "precision: int8 needs images to be quantised on: --calibrate FOLDER (calibrate= "
                 "in Python), once for each model and plan"
             )
-        interface = Interface(None, None)
+        interface = Interface(None, None, centres=divides_by_root_mean_square())
         config, plan = checkpoint.config, checkpoint.merge_plan
         graph = build(config, checkpoint.tensors(), plan, interface, form="int8")
         inputs = Inputs(images, least_size(config, plan))

@@ -15,7 +15,7 @@ from segformerpp import __version__, cache
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.runtimes.memory import KeptNetworks, bytes_per_pixel, memory_limits
-from segformerpp.runtimes.openvino_core import core, ov
+from segformerpp.runtimes.openvino_core import core, divides_by_root_mean_square, ov
 from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
 from segformerpp.runtimes.sizes import warn_small_grids
@@ -234,8 +234,9 @@ class OpenvinoRuntime:
         value_bytes = _VALUE_BYTES.get(precision, 0)
         band = _HEAD_BAND * self.threads // streams if value_bytes else 0
         interface = Interface(
-            *((height, width), batch), matches=flow, head_band=band, value_bytes=value_bytes or 4
-        )
+            *((height, width), batch), matches=flow, head_band=band, value_bytes=value_bytes or 4,
+            centres=self.device == "cpu" and divides_by_root_mean_square(),
+        )  # fmt: skip
         graph = build(network.config, network.tensors(), network.merge_plan, interface)
         return self._core.read_model(graph.SerializeToString())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 
+import numpy as np
+
 _REPORTS = "openvino_telemetry"
 
 # Importing OpenVINO forks a process that sends reports; forked beside threads, that one may hang.
@@ -18,7 +20,7 @@ finally:
     if _absent:
         del sys.modules[_REPORTS]
 
-__all__ = ["core", "ov", "passes"]
+__all__ = ["core", "divides_by_root_mean_square", "ov", "passes"]
 
 
 @lru_cache(maxsize=1)
@@ -31,3 +33,19 @@ def core() -> ov.Core:
     (Ctrl-C, a child that ends) ends the process with a segmentation fault.
     """
     return ov.Core()
+
+
+@lru_cache(maxsize=1)
+def divides_by_root_mean_square() -> bool:
+    """Whether that is one node on this processor, which takes half of what a layer norm takes.
+
+    It depends on the instructions that the processor has, and on OpenVINO's version.
+    """
+    from openvino import opset13 as op
+
+    x = op.parameter([1, 8, 32], np.float32)
+    square = op.reduce_mean(op.power(x, np.float32(2)), [-1], keep_dims=True)
+    root = op.sqrt(op.add(square, np.float32(1e-5)))
+    model = ov.Model([op.multiply(x, op.divide(np.float32(1), root))], [x], "norm")
+    nodes = core().compile_model(model, "CPU").get_runtime_model().get_ops()
+    return any(node.get_rt_info()["layerType"].value == "RMS" for node in nodes)

@@ -56,6 +56,22 @@ def test_static_sizes(kind: str, plan: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("form", ["processor", "int8"])
+@pytest.mark.parametrize("plan", ["none", "hq", "2x2", ODD[2]])
+def test_centred_tokens(plan: str, form: Form, engine: str) -> None:
+    """No norm of a stage subtracts a mean, and the result is what it was."""
+    x = images(2, 131, 99)
+    model, graph = written(plan, Interface((131, 99), batch=2, centres=True), form=form)
+    _, usual = written(plan, Interface((131, 99), batch=2), form=form)
+    count = [
+        sum(node.op_type == "LayerNormalization" for node in g.graph.node) for g in (usual, graph)
+    ]
+    of_keys = sum(model.config.depths[:3])
+    assert count == [2 * sum(model.config.depths) + 2 * 4 + of_keys, of_keys]
+    assert_agree(Engine(engine, graph)(x), expected(model, x), "bsm" in str(model.merge_plan))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize(
     ("size", "band", "bands"),

@@ -44,6 +44,8 @@ class Interface:
         head_band: bytes of the head's features that are worked on together, for a known size; 0
             for all of them.
         value_bytes: what a value takes while it is computed with: 4, or 2 in bf16.
+        centres: whether the mean of what blocks with few channels add up is zero, so that their
+            norms only divide.
     """
 
     size: Size | None
@@ -54,6 +56,7 @@ class Interface:
     matches: MatchFlow = "none"
     head_band: int = 0
     value_bytes: int = 4
+    centres: bool = False
 
 
 def build(
@@ -92,7 +95,7 @@ def build(
     g.prefix = ""
     writer = NetworkWriter(
         *(g, config, tensors, plan, interface.matches == "in"),
-        *(interface.head_band, interface.value_bytes),
+        *(interface.head_band, interface.value_bytes, interface.centres),
     )
     logits = writer.network(x, batch, size)
     g.prefix = BEHIND

@@ -46,10 +46,15 @@ class Layers:
         factor = weight / np.sqrt(self.tensors[name + ".running_var"] + _BATCH_NORM_EPS)
         return factor, bias - self.tensors[name + ".running_mean"] * factor
 
-    def linear(self, x: Value, weight: np.ndarray, bias: np.ndarray) -> Value:
-        """A linear layer on tokens (B, N, C); its weight (K, C)."""
+    def linear(
+        self, x: Value, weight: np.ndarray, bias: np.ndarray, *, added: bool = False
+    ) -> Value:
+        """A linear layer on tokens (B, N, C); its weight (K, C).
+
+        What is then added to something is made by a convolution, which OpenVINO lets do that too.
+        """
         g = self.g
-        if g.form == "int8":
+        if g.form == "int8" or (added and g.form == "processor"):
             # (B, C, 1, N), not (B, C, N, 1): behind that a transpose for one head would be a copy.
             image = g.transpose(g.op("Unsqueeze", x, np.array([1])), 0, 3, 1, 2)
             image = self.pointwise(image, weight, bias)
@@ -61,9 +66,18 @@ class Layers:
         more = () if bias is None else (bias,)
         return self.g.op("Conv", x, weight[:, :, None, None], *more, kernel_shape=[1, 1])
 
-    def norm(self, x: Value, name: str, eps: float, *, affine: bool = True) -> Value:
-        """Layer norm of the last axis, or what it is before its own factor and shift."""
+    def norm(
+        self, x: Value, name: str, eps: float, *, affine: bool = True, centred: bool = False
+    ) -> Value:
+        """Layer norm of the last axis, or what it is before its own factor and shift.
+
+        Of tokens that are centred already it divides by the root of their mean square.
+        """
         factor, shift = self.pair(name)
+        if centred:
+            square = self.g.op("ReduceMean", self.g.op("Pow", x, np.float32(2)), np.array([-1]))
+            x = x * self.g.op("Div", np.float32(1), self.g.op("Sqrt", square + np.float32(eps)))
+            return x * factor + shift if affine else x
         if not affine:
             factor, shift = np.ones_like(factor), np.zeros_like(shift)  # some parsers want both
         return self.g.op("LayerNormalization", x, factor, shift, axis=-1, epsilon=eps)
@@ -83,6 +97,12 @@ class Layers:
         return self.g.op(
             "Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, group=group
         )
+
+
+def centred(layer: Pair) -> Pair:
+    """A layer (K, ...) of whose K outputs the mean is subtracted."""
+    weight, bias = layer
+    return weight - weight.mean(axis=0), bias - bias.mean()
 
 
 def resize(g: Graph, x: Value, batch: Dim, channels: int, size: tuple[Dim, Dim]) -> Value:

@@ -17,7 +17,7 @@ from segformerpp.plans import BipartiteMatching, Merge, MergePlan
 from segformerpp.runtimes.graph.attention import Projections, attention
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.head import HeadWriter, Scale
-from segformerpp.runtimes.graph.layers import Layers, Tensors, to_image, to_tokens
+from segformerpp.runtimes.graph.layers import Layers, Tensors, centred, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import (
     Groups,
     Match,
@@ -34,6 +34,8 @@ _HIDDEN_WHOLE, _HIDDEN_BAND, _MOST_BANDS = 6 * 2**20, 3 * 2**20, 32
 #: The largest weights of a Mix-FFN with bands, bytes: with larger ones it is bound by arithmetic,
 #: and the rows that neighbouring bands both compute cost B5 4 %.
 _BANDED_WEIGHTS = 3 * 2**19
+#: The most channels with which centred tokens are worth the layer that centres those of a stage.
+_NARROW = 64
 
 
 class NetworkWriter:
@@ -46,7 +48,7 @@ class NetworkWriter:
         plan: what is merged where.
         given: whether what bipartite matching finds is an input of the graph instead.
         head_band: see `Interface`.
-        value_bytes: see `Interface`.
+        value_bytes, centres: see `Interface`.
 
     Attributes:
         matched: once the network is written: what bipartite matching found, or is given: the group
@@ -62,9 +64,10 @@ class NetworkWriter:
         given: bool = False,
         head_band: int = 0,
         value_bytes: int = 4,
+        centres: bool = False,
     ) -> None:
         self._g, self._config, self._plan, self._given = g, config, plan, given
-        self._value_bytes = value_bytes
+        self._value_bytes, self._centres = value_bytes, centres
         self._layers = Layers(g, tensors)
         self._head = HeadWriter(self._layers, config, head_band, value_bytes)
         self.matched: dict[str, tuple[Value, Tokens]] = {}
@@ -93,9 +96,18 @@ class NetworkWriter:
     def _stage(self, x: Value, number: int, batch: Dim, size: tuple[Dim, Dim]) -> Scale:
         layers, config, name = self._layers, self._config, f"encoder.stages.{number}."
         kernel, stride = config.patch_sizes[number], 2 if number else 4
-        x = layers.conv(x, *layers.pair(name + "patch_embed.conv"), stride, kernel // 2)
+        conv, norm = layers.pair(name + "patch_embed.conv"), name + "patch_embed.norm"
         tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
-        x = layers.norm(to_tokens(x, tokens), name + "patch_embed.norm", config.embed_norm_eps)
+        is_centred = self._is_centred(tokens)
+        x = layers.conv(x, *(centred(conv) if is_centred else conv), stride, kernel // 2)
+        x = to_tokens(x, tokens)
+        if is_centred:
+            x = layers.norm(x, norm, config.embed_norm_eps, affine=False, centred=True)
+            factor, shift = layers.pair(norm)
+            x = layers.pointwise(to_image(x, tokens), *centred((np.diag(factor), shift)))
+            x = to_tokens(x, tokens)
+        else:
+            x = layers.norm(x, norm, config.embed_norm_eps)
         found: Matches | None = None
         reuse = self._plan.stages[number].reuse
         for block in range(config.depths[number]):
@@ -104,7 +116,11 @@ class NetworkWriter:
             y, found = self._attention(x, part, number, tokens, known)
             x = x + y
             x = x + self._mix_ffn(x, part, number, tokens)
-        return layers.norm(x, name + "norm", config.norm_eps), tokens
+        return layers.norm(x, name + "norm", config.norm_eps, centred=is_centred), tokens
+
+    def _is_centred(self, tokens: Tokens) -> bool:
+        """Whether the mean of each token between the blocks is zero: their norms need no other."""
+        return self._centres and tokens.channels <= _NARROW
 
     def _attention(
         self, x: Value, block: str, number: int, tokens: Tokens, known: Matches | None
@@ -116,7 +132,10 @@ class NetworkWriter:
         readers = (merge.q, merge.kv) if ratio == 1 else (merge.q,)
         compared = any(isinstance(reader, BipartiteMatching) for reader in readers)
         norm = None if compared or g.form == "int8" else block + "norm1"
-        x = layers.norm(x, block + "norm1", config.norm_eps, affine=norm is None)
+        is_centred = self._is_centred(tokens)
+        x = layers.norm(
+            x, block + "norm1", config.norm_eps, affine=norm is None, centred=is_centred
+        )
         keys, key_tokens = x, tokens
         if ratio > 1:
             rows, columns = (side // ratio for side in tokens.grid)
@@ -139,6 +158,8 @@ class NetworkWriter:
         kv_weight, kv_bias = layers.pair(name + "kv", norm if ratio == 1 else None)
         (k_weight, v_weight), (k_bias, v_bias) = np.split(kv_weight, 2), np.split(kv_bias, 2)
         out_weight, out_bias = layers.pair(name + "proj")
+        if is_centred:
+            out_weight, out_bias = centred((out_weight, out_bias))
         # What a single head weights the values with sums to one: they can be projected before.
         projected = heads == 1 and g.form != "int8"
         if projected:
@@ -148,7 +169,7 @@ class NetworkWriter:
         )
         out = attention(layers, queries, keys, batch, projections, logs)
         if not projected:
-            out = layers.linear(out, out_weight, out_bias)
+            out = layers.linear(out, out_weight, out_bias, added=found.q is None)
         return found.q.unmerge(out) if found.q else out, found
 
     def _match(self, merge: Merge | None, x: Value, tokens: Tokens, name: str) -> Match | None:
@@ -161,8 +182,11 @@ class NetworkWriter:
     def _mix_ffn(self, x: Value, block: str, number: int, tokens: Tokens) -> Value:
         g, layers, name, (height, width) = self._g, self._layers, block + "ffn.", tokens.grid
         norm = None if g.form == "int8" else block + "norm2"
-        x = layers.norm(x, block + "norm2", self._config.norm_eps, affine=norm is None)
-        fc1 = layers.pair(name + "fc1", norm)
+        is_centred, eps = self._is_centred(tokens), self._config.norm_eps
+        x = layers.norm(x, block + "norm2", eps, affine=norm is None, centred=is_centred)
+        fc1, fc2 = layers.pair(name + "fc1", norm), layers.pair(name + "fc2")
+        if is_centred:
+            fc2 = centred(fc2)
         hidden = tokens.channels * self._config.mlp_ratios[number]
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
@@ -185,7 +209,7 @@ class NetworkWriter:
             y = layers.pointwise(y, *fc1)
             padding = [1 - above, 1, 1 - below, 1]
             y = layers.conv(y, *layers.pair(name + "dwconv"), 1, padding, group=hidden)
-            y = layers.pointwise(g.op("Gelu", y), *layers.pair(name + "fc2"))
+            y = layers.pointwise(g.op("Gelu", y), *fc2)
             rows = end - first if first else end
             parts.append(to_tokens(y, Tokens(tokens.batch, (rows, width), tokens.channels)))
         return parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)
