@@ -17,7 +17,7 @@ from segformerpp import __version__, cache
 from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
-from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, build
+from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, Traits, build
 from segformerpp.runtimes.openvino_core import core, divides_by_root_mean_square, ov, passes
 from segformerpp.runtimes.sizes import least_size
 
@@ -86,12 +86,13 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
     Raises:
         UsageError: if there is nothing in the cache and no images, or nncf is missing.
     """
+    has_root_mean_square = divides_by_root_mean_square()
     key = {
         "model": checkpoint.name,
         "weights": checkpoint.digest,
         "config": checkpoint.config.to_dict(),
         "merge": checkpoint.merge_plan.to_dict(),
-        "centres": divides_by_root_mean_square(),
+        "root_mean_square": has_root_mean_square,
         "segformerpp": __version__,
         "code": [cache.code_version(p) for p in ("runtimes", "plans", "checkpoints")],
     }
@@ -103,9 +104,9 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
                 "precision: int8 needs images to be quantised on: --calibrate FOLDER (calibrate= "
                 "in Python), once for each model and plan"
             )
-        interface = Interface(None, None, centres=divides_by_root_mean_square())
+        interface, traits = Interface(None, None), Traits(root_mean_square=has_root_mean_square)
         config, plan = checkpoint.config, checkpoint.merge_plan
-        graph = build(config, checkpoint.tensors(), plan, interface, form="int8")
+        graph = build(config, checkpoint.tensors(), plan, interface, form="int8", traits=traits)
         inputs = Inputs(images, least_size(config, plan))
         return _packed(quantise_openvino(graph, inputs, len(images)))
 

@@ -227,17 +227,20 @@ class OpenvinoRuntime:
             network = self._int8[0].clone()
             network.reshape(list(shape))
             return network
-        from segformerpp.runtimes.graph import Interface, build
+        from segformerpp.runtimes.graph import Interface, Traits, build
 
         network = self._checkpoint
         batch, _, height, width = shape
-        value_bytes = _VALUE_BYTES.get(precision, 0)
-        band = _HEAD_BAND * self.threads // streams if value_bytes else 0
-        interface = Interface(
-            *((height, width), batch), matches=flow, head_band=band, value_bytes=value_bytes or 4,
-            centres=self.device == "cpu" and divides_by_root_mean_square(),
-        )  # fmt: skip
-        graph = build(network.config, network.tensors(), network.merge_plan, interface)
+        on_bands = precision in _VALUE_BYTES
+        traits = Traits(
+            head_band=_HEAD_BAND * self.threads // streams if on_bands else 0,
+            value_bytes=_VALUE_BYTES.get(precision, 4),
+            root_mean_square=self.device == "cpu" and divides_by_root_mean_square(),
+        )
+        interface = Interface((height, width), batch, matches=flow)
+        graph = build(
+            *(network.config, network.tensors(), network.merge_plan, interface), traits=traits
+        )
         return self._core.read_model(graph.SerializeToString())
 
     def _key(self, shape: tuple[int, ...] | None, precision: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from segformerpp.errors import UsageError
 from segformerpp.models import Metadata, Segformer
 from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.plans.strategies import warn_small_grid
-from segformerpp.runtimes.graph import Form, Interface, build
+from segformerpp.runtimes.graph import Form, Interface, Traits, build
 from segformerpp.tasks.segmentation import normalise
 from tests.runtimes.graph.parity import (
     ENGINES,
@@ -36,12 +36,17 @@ ODD = (
 
 
 def written(
-    plan: str, interface: Interface, kind: str = "linear", form: Form = "processor"
+    plan: str,
+    interface: Interface,
+    kind: str = "linear",
+    form: Form = "processor",
+    traits: Traits | None = None,
 ) -> tuple[Segformer, onnx.ModelProto]:
     model = network(kind)
     model.merge_plan = plan
     parsed = MergePlan.parse(plan)
-    return model, build(model.config, tensors(model), parsed, interface, form=form)
+    arrays = tensors(model)
+    return model, build(model.config, arrays, parsed, interface, form=form, traits=traits)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -61,8 +66,9 @@ def test_static_sizes(kind: str, plan: str, engine: str) -> None:
 def test_centred_tokens(plan: str, form: Form, engine: str) -> None:
     """No norm of a stage subtracts a mean, and the result is what it was."""
     x = images(2, 131, 99)
-    model, graph = written(plan, Interface((131, 99), batch=2, centres=True), form=form)
-    _, usual = written(plan, Interface((131, 99), batch=2), form=form)
+    interface = Interface((131, 99), batch=2)
+    model, graph = written(plan, interface, form=form, traits=Traits(root_mean_square=True))
+    _, usual = written(plan, interface, form=form)
     count = [
         sum(node.op_type == "LayerNormalization" for node in g.graph.node) for g in (usual, graph)
     ]
@@ -88,7 +94,8 @@ def test_the_head_in_bands(
     kind: str, size: tuple[int, int] | None, band: int, bands: int, engine: str
 ) -> None:
     x = images(3, *(size or (131, 99)))
-    model, graph = written("2x2", Interface(size, batch=3, head_band=band), kind)
+    interface, traits = Interface(size, batch=3), Traits(head_band=band)
+    model, graph = written("2x2", interface, kind, traits=traits)
     resized = [node for node in graph.graph.node if node.op_type == "Resize"]
     assert len(resized) == 3 * bands
     assert_agree(Engine(engine, graph)(x), expected(model, x), matched=False)
@@ -99,9 +106,9 @@ def test_the_head_in_bands(
 def test_values_of_two_bytes(engine: str, size: tuple[int, int], most: float) -> None:
     """Bands hold twice as many; rows' shares are multiples of 1/256, as they were at such sizes."""
     x = images(2, *size)
-    interface = Interface(size, batch=2, head_band=20_000, value_bytes=2)
-    model, graph = written("none", interface)
-    _, wide = written("none", Interface(size, batch=2, head_band=40_000))
+    interface = Interface(size, batch=2)
+    model, graph = written("none", interface, traits=Traits(head_band=20_000, value_bytes=2))
+    _, wide = written("none", interface, traits=Traits(head_band=40_000))
     assert len(wide.graph.node) < len(graph.graph.node) < 1.1 * len(wide.graph.node)
     constants = {tensor.name for tensor in graph.graph.initializer}
     of_bands = [
@@ -118,7 +125,8 @@ def test_labels_of_a_head_in_bands() -> None:
     x = images(1, 259, 97)
     maps, nodes = [], []
     for band in (0, 40_000):
-        _, graph = written("2x2", Interface((259, 97), labels=True, head_band=band))
+        interface = Interface((259, 97), labels=True)
+        _, graph = written("2x2", interface, traits=Traits(head_band=band))
         maps.append(Engine("openvino", graph)(x))
         nodes.append([node.op_type for node in graph.graph.node].count("Resize"))
     assert nodes[1] - nodes[0] == 3 * 2  # three bands for one
@@ -227,10 +235,10 @@ def test_sizes_that_are_refused() -> None:
 def test_weights_are_stored_once(plan: str, random_model: Segformer) -> None:
     """Though bands share them; and nothing is stored that holds one value."""
     weights = tensors(random_model)
-    interface = Interface((1024, 1024), batch=1, head_band=2**20)
+    interface, traits = Interface((1024, 1024), batch=1), Traits(head_band=2**20)
     config, parsed = random_model.config, MergePlan.parse(plan)
     for form in FORMS_WITH_BANDS:
-        graph = build(config, weights, parsed, interface, form=form)
+        graph = build(config, weights, parsed, interface, form=form, traits=traits)
         bands = [node.op_type for node in graph.graph.node].count("Gelu")
         assert bands > sum(config.depths)
         assert graph.ByteSize() < 1.02 * sum(array.nbytes for array in weights.values())

@@ -10,7 +10,7 @@ from segformerpp.runtimes.graph.build import (
     MatchFlow,
     build,
 )
-from segformerpp.runtimes.graph.builder import OPSET, Form
+from segformerpp.runtimes.graph.builder import OPSET, Form, Traits
 
 __all__ = [
     "BEFORE",
@@ -22,5 +22,6 @@ __all__ = [
     "Form",
     "Interface",
     "MatchFlow",
+    "Traits",
     "build",
 ]

@@ -15,7 +15,7 @@ from segformerpp.arguments import Size
 from segformerpp.errors import UsageError
 from segformerpp.models.config import Metadata, SegformerConfig
 from segformerpp.plans import MergePlan
-from segformerpp.runtimes.graph.builder import Dim, Form, Graph, Value
+from segformerpp.runtimes.graph.builder import Dim, Form, Graph, Traits, Value
 from segformerpp.runtimes.graph.labels import label_map, label_type
 from segformerpp.runtimes.graph.layers import Tensors
 from segformerpp.runtimes.graph.network import NetworkWriter
@@ -41,11 +41,6 @@ class Interface:
         least: the smallest images where the size follows them; None for `sizes.least_size`.
         matches: ``out``: what each bipartite matching found comes out too, behind the logits;
             ``in``: that goes in, behind the images, instead of being found; for a known size.
-        head_band: bytes of the head's features that are worked on together, for a known size; 0
-            for all of them.
-        value_bytes: what a value takes while it is computed with: 4, or 2 in bf16.
-        centres: whether the mean of what blocks with few channels add up is zero, so that their
-            norms only divide.
     """
 
     size: Size | None
@@ -54,9 +49,6 @@ class Interface:
     labels: bool = False
     least: Size | None = None
     matches: MatchFlow = "none"
-    head_band: int = 0
-    value_bytes: int = 4
-    centres: bool = False
 
 
 def build(
@@ -68,6 +60,7 @@ def build(
     notes: Mapping[str, str] | None = None,
     *,
     form: Form = "processor",
+    traits: Traits | None = None,
 ) -> onnx.ModelProto:
     """Write the network as an ONNX model.
 
@@ -79,6 +72,7 @@ def build(
         metadata: for the normalisation of pixels.
         notes: what else is to stand in the file's metadata.
         form: what the graph is for.
+        traits: of what computes it; None for anything.
 
     Raises:
         UsageError: if images of that size are too small for the network, or for a graph that
@@ -93,10 +87,8 @@ def build(
     g.prefix = BEFORE
     x = _normalised(g, images, metadata or Metadata()) if interface.pixels else images
     g.prefix = ""
-    writer = NetworkWriter(
-        *(g, config, tensors, plan, interface.matches == "in"),
-        *(interface.head_band, interface.value_bytes, interface.centres),
-    )
+    given_matches = interface.matches == "in"
+    writer = NetworkWriter(g, config, tensors, plan, traits or Traits(), given=given_matches)
     logits = writer.network(x, batch, size)
     g.prefix = BEHIND
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,22 @@ IR_VERSION = 9
 #: on the right axis; norms and projections stay by themselves, as in one another's weights they
 #: would spread those of a channel.
 Form = Literal["processor", "onnxruntime", "tensorrt", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of the runtime that computes a graph, beside the form that suits it.
+
+    Args:
+        head_band: bytes of the decode head's features that it should work on together, where the
+            size is known; 0 for all of them.
+        value_bytes: what a value takes while it computes: 4, or 2 in bf16.
+        root_mean_square: whether it divides by that in one node that is faster than a layer norm.
+    """
+
+    head_band: int = 0
+    value_bytes: int = 4
+    root_mean_square: bool = False
 
 
 class Value:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segformerpp.models.config import SegformerConfig
-from segformerpp.runtimes.graph.builder import Dim, Value
+from segformerpp.runtimes.graph.builder import Dim, Traits, Value
 from segformerpp.runtimes.graph.layers import Layers, resize, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import Tokens
 
@@ -30,16 +30,12 @@ class HeadWriter:
     Args:
         layers: of the network.
         config: the architecture.
-        band: bytes of fused features that are worked on together, where sizes are known; 0 for all
-            of them.
-        value_bytes: see `Interface`.
+        traits: of what computes the graph.
     """
 
-    def __init__(
-        self, layers: Layers, config: SegformerConfig, band: int, value_bytes: int
-    ) -> None:
-        self._g, self._layers, self._config, self._band = layers.g, layers, config, band
-        self._value_bytes, self._computed = value_bytes, dict[tuple[Any, ...], Value]()
+    def __init__(self, layers: Layers, config: SegformerConfig, traits: Traits) -> None:
+        self._g, self._layers, self._config, self._traits = layers.g, layers, config, traits
+        self._computed: dict[tuple[Any, ...], Value] = {}
         factor, self._bias = layers.batch_norm("head.fuse_norm")
         weight = layers.tensors["head.fuse.weight"][:, :, 0, 0] * factor[:, None]
         self._weights = np.split(weight, len(config.dims), axis=1)
@@ -90,10 +86,11 @@ class HeadWriter:
         batch, (height, width) = tokens.batch, tokens.grid
         if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
             return [(0, height)]
-        least = self._value_bytes * batch * width * self._config.head_dim * _ROWS
-        if least > _TOO_LARGE * self._band:
+        band = self._traits.head_band
+        least = self._traits.value_bytes * batch * width * self._config.head_dim * _ROWS
+        if least > _TOO_LARGE * band:
             return [(0, height)]
-        rows = _ROWS * max(self._band // least, -(-height // (_ROWS * _MOST_BANDS)))
+        rows = _ROWS * max(band // least, -(-height // (_ROWS * _MOST_BANDS)))
         return [(first, min(first + rows, height)) for first in range(0, height, rows)]
 
     def _resized_rows(
@@ -130,7 +127,7 @@ class HeadWriter:
         the shares are made to look computed. They are rounded to what bf16 has, and still sum to
         one.
         """
-        if self._value_bytes == 4:
+        if self._traits.value_bytes == 4:
             return shares
         g, shares = self._g, (shares * 256).round() / 256
         key = shares.shape, shares.tobytes()

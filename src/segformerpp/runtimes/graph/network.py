@@ -15,7 +15,7 @@ import numpy as np
 from segformerpp.models.config import SegformerConfig
 from segformerpp.plans import BipartiteMatching, Merge, MergePlan
 from segformerpp.runtimes.graph.attention import Projections, attention
-from segformerpp.runtimes.graph.builder import Dim, Graph, Value
+from segformerpp.runtimes.graph.builder import Dim, Graph, Traits, Value
 from segformerpp.runtimes.graph.head import HeadWriter, Scale
 from segformerpp.runtimes.graph.layers import Layers, Tensors, centred, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import (
@@ -46,9 +46,8 @@ class NetworkWriter:
         config: the architecture.
         tensors: float32, by the names that they have in `segformerpp.models.Segformer`.
         plan: what is merged where.
+        traits: of what computes the graph.
         given: whether what bipartite matching finds is an input of the graph instead.
-        head_band: see `Interface`.
-        value_bytes, centres: see `Interface`.
 
     Attributes:
         matched: once the network is written: what bipartite matching found, or is given: the group
@@ -61,15 +60,14 @@ class NetworkWriter:
         config: SegformerConfig,
         tensors: Tensors,
         plan: MergePlan,
+        traits: Traits,
+        *,
         given: bool = False,
-        head_band: int = 0,
-        value_bytes: int = 4,
-        centres: bool = False,
     ) -> None:
         self._g, self._config, self._plan, self._given = g, config, plan, given
-        self._value_bytes, self._centres = value_bytes, centres
+        self._traits = traits
         self._layers = Layers(g, tensors)
-        self._head = HeadWriter(self._layers, config, head_band, value_bytes)
+        self._head = HeadWriter(self._layers, config, traits)
         self.matched: dict[str, tuple[Value, Tokens]] = {}
 
     def network(self, images: Value, batch: Dim, size: tuple[Dim, Dim]) -> Value:
@@ -120,7 +118,7 @@ class NetworkWriter:
 
     def _is_centred(self, tokens: Tokens) -> bool:
         """Whether the mean of each token between the blocks is zero: their norms need no other."""
-        return self._centres and tokens.channels <= _NARROW
+        return self._traits.root_mean_square and tokens.channels <= _NARROW
 
     def _attention(
         self, x: Value, block: str, number: int, tokens: Tokens, known: Matches | None
@@ -196,7 +194,7 @@ class NetworkWriter:
             and isinstance(tokens.batch, int)
             and 2 * 4 * tokens.channels * hidden <= _BANDED_WEIGHTS
         ):
-            bands = _bands(height, self._value_bytes * tokens.batch * width * hidden)
+            bands = _bands(height, self._traits.value_bytes * tokens.batch * width * hidden)
         parts = []
         for first, end in bands:
             # The convolution reads one row more on each side, or zeros beyond the edge.
