@@ -12,9 +12,12 @@ from segformerpp.checkpoints import open_checkpoint
 from segformerpp.cli import main
 from segformerpp.errors import UsageError
 from segformerpp.runtimes import int8
+from segformerpp.runtimes.graph import CENTRE, Traits
 from segformerpp.runtimes.openvino import OpenvinoRuntime
 from segformerpp.runtimes.openvino_core import divides_by_root_mean_square
 
+#: The runtime's.
+TRAITS = Traits(root_mean_square=divides_by_root_mean_square())
 STREET = Path(__file__).parents[2] / "samples" / "highway.png"
 
 
@@ -70,7 +73,7 @@ def test_images_can_be_gone_through_several_times(
 
     monkeypatch.setattr(int8, "quantise", quantise)
     network = open_checkpoint(random_checkpoint)
-    int8.quantised(network, Calibration(folder, network.metadata))
+    int8.quantised(network, Calibration(folder, network.metadata), Traits())
     assert counts == [2, 2, 2]
 
 
@@ -84,14 +87,19 @@ def test_what_is_quantised(folder: Path) -> None:
         checkpoint, precision="int8", images=Calibration(folder, checkpoint.metadata)
     )
     assert isinstance(runtime, OpenvinoRuntime)
-    model, _ = int8.quantised(checkpoint, None)
+    model, _ = int8.quantised(checkpoint, None, TRAITS)
     weights = [
         node for node in model.get_ops()
         if node.get_type_name() in ("Convolution", "GroupConvolution")
     ]  # fmt: skip
     # Where norms are such nodes, the tokens of two stages are centred by a layer each.
-    assert len(weights) == 71 + 2 * divides_by_root_mean_square()
-    assert all(ov.Type.i8 in set(_types(node.input_value(1).get_node(), 4)) for node in weights)
+    centring = [node for node in weights if node.get_friendly_name().startswith(CENTRE)]
+    assert len(centring) == 2 * divides_by_root_mean_square()
+    assert len(weights) == 71 + len(centring)
+    assert all(
+        (ov.Type.i8 in set(_types(node.input_value(1).get_node(), 4))) == (node not in centring)
+        for node in weights
+    )
     products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
     assert products
     for node in products:

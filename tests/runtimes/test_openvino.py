@@ -21,12 +21,10 @@ from segformerpp.plans import PRESETS
 from segformerpp.plans.strategies import warn_small_grid
 from segformerpp.runtimes import openvino as openvino_runtime
 from segformerpp.runtimes.openvino import OpenvinoRuntime, streams_of
-from segformerpp.runtimes.openvino_core import divides_by_root_mean_square
+from segformerpp.runtimes.openvino_core import core, divides_by_root_mean_square
 from segformerpp.runtimes.precision import SHORTER_SIDE
 from tests.models.test_segformer import tiny
 from tests.runtimes.graph.parity import network
-
-HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 X = np.random.default_rng(0).normal(size=(3, 3, 131, 99)).astype(np.float32)
 
@@ -56,28 +54,35 @@ def test_logits_are_torchs(kind: str, plan: str) -> None:
     assert error < 1e-4 or (plan != "none" and agreement >= 0.999)
 
 
-def test_bands_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_suits_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands, by threads and the size of values; nothing where it was not measured."""
     monkeypatch.setattr(openvino_runtime, "_HEAD_BAND", 20_000)
     shape = (1, 3, 259, 97)
     model = network("linear")
     model.merge_plan = "none"
     runtime = OpenvinoRuntime(Checkpoint.of_model(model), "f32", threads=2)
-    resized = [
-        sum(op.get_type_name() == "Interpolate" for op in graph.get_ops())
-        for graph in (
-            runtime._network(shape, "f32", "none", 1),
-            runtime._network(shape, "f32", "none", 2),
-            runtime._network(shape, "bf16", "none", 2),
-            runtime._network(shape, "f16", "none", 1),
-        )
+    graphs = [
+        runtime._network(shape, "f32", "none", 1),
+        runtime._network(shape, "f32", "none", 2),
+        runtime._network(shape, "bf16", "none", 2),
+        runtime._network(shape, "f16", "none", 1),
     ]
-    assert resized == [3 * 3, 3 * 9, 3 * 3, 3]
+    runtime.device = "gpu"
+    graphs.append(runtime._network(shape, "f32", "none", 1))
+    kinds = [[op.get_type_name() for op in graph.get_ops()] for graph in graphs]
+    assert [found.count("Interpolate") for found in kinds] == [3 * 3, 3 * 9, 3 * 3, 3, 3]
+    has_powers = divides_by_root_mean_square()
+    assert ["Power" in found for found in kinds] == [has_powers] * 3 + [False] * 2
+    # A product in each band, and convolutions for what projects several heads.
+    config = model.config
+    projections = sum(d for d, heads in zip(config.depths, config.heads, strict=True) if heads > 1)
+    products = [found.count("MatMul") for found in kinds]
+    assert products[3:] == [products[0] - 3 + projections] * 2
 
 
-@pytest.mark.skipif(
-    not divides_by_root_mean_square(), reason="OpenVINO has no node for it on this processor"
-)
 def test_norms_of_few_channels_are_one_node() -> None:
+    if not divides_by_root_mean_square():
+        pytest.skip("OpenVINO has no such node on this processor")
     runtime = OpenvinoRuntime(open_checkpoint("camvid-b0", "none"), "f32")
     kinds = [
         op.get_rt_info()["layerType"].value
@@ -88,11 +93,14 @@ def test_norms_of_few_channels_are_one_node() -> None:
     assert kinds.count("MVN") == 2 * (1 + 2 * 2 + 1) + 3 * 2
 
 
-@pytest.mark.skipif(not HAS_BF16, reason="a processor without bf16")
 def test_bands_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it, for constants tend to keep what reads them in f32."""
+    """Their products are in bf16 too; a constant would keep them in f32."""
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("a processor without bf16")
     monkeypatch.setattr(openvino_runtime, "_HEAD_BAND", 20_000)
-    runtime = OpenvinoRuntime(Checkpoint.of_model(network("linear")), "bf16", threads=2)
+    model = network("linear")
+    model.merge_plan = "none"
+    runtime = OpenvinoRuntime(Checkpoint.of_model(model), "bf16", threads=2)
     graph = runtime._compiled((1, 3, 259, 97), "bf16").get_runtime_model()
     products = [
         op.get_rt_info()["runtimePrecision"].value for op in graph.get_ordered_ops()

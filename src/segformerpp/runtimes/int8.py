@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from segformerpp import __version__, cache
 from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
-from segformerpp.runtimes.graph import BEFORE, BEHIND, IMAGES, Interface, Traits, build
-from segformerpp.runtimes.openvino_core import core, divides_by_root_mean_square, ov, passes
+from segformerpp.runtimes.graph import BEFORE, BEHIND, CENTRE, IMAGES, Interface, Traits, build
+from segformerpp.runtimes.openvino_core import core, ov, passes
 from segformerpp.runtimes.sizes import least_size
 
 _KIND = "int8"
@@ -69,7 +69,9 @@ class Inputs:
         return iter(self.images.inputs(self.least, self.most, self.batch, self.pixels))
 
 
-def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, str | None]:
+def quantised(
+    checkpoint: Checkpoint, images: Images | None, traits: Traits
+) -> tuple[ov.Model, str | None]:
     """The network for images of any size from `sizes.least_size` up, and batches of any size.
 
     Quantising takes about half a second for each image and megapixel (B0). What comes of it is
@@ -79,6 +81,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
         checkpoint: the network.
         images: to quantise it on, unless the cache has it quantised on the same; None for what the
             cache has, whatever the images were.
+        traits: what is known of the runtime.
 
     Returns:
         The network, and the fingerprint of the images.
@@ -86,13 +89,12 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
     Raises:
         UsageError: if there is nothing in the cache and no images, or nncf is missing.
     """
-    has_root_mean_square = divides_by_root_mean_square()
     key = {
         "model": checkpoint.name,
         "weights": checkpoint.digest,
         "config": checkpoint.config.to_dict(),
         "merge": checkpoint.merge_plan.to_dict(),
-        "root_mean_square": has_root_mean_square,
+        "traits": asdict(traits),
         "segformerpp": __version__,
         "code": [cache.code_version(p) for p in ("runtimes", "plans", "checkpoints")],
     }
@@ -104,7 +106,7 @@ def quantised(checkpoint: Checkpoint, images: Images | None) -> tuple[ov.Model, 
                 "precision: int8 needs images to be quantised on: --calibrate FOLDER (calibrate= "
                 "in Python), once for each model and plan"
             )
-        interface, traits = Interface(None, None), Traits(root_mean_square=has_root_mean_square)
+        interface = Interface(None, None)
         config, plan = checkpoint.config, checkpoint.merge_plan
         graph = build(config, checkpoint.tensors(), plan, interface, form="int8", traits=traits)
         inputs = Inputs(images, least_size(config, plan))
@@ -140,9 +142,9 @@ def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
 
     What stays as it is: attention and the matching of tokens, all of them matrix products, which
     OpenVINO has faster kernels for than int8 would give (and in bf16 where there is such a thing);
-    norms and the softmax, as nncf leaves them; and what stands before and behind the network.
-    Nothing is shifted from activations to weights ("smooth quantisation"): camvid-b0 loses a third
-    of its labels by it.
+    norms, with what centres tokens for them, and the softmax, as nncf leaves them; and what stands
+    before and behind the network. Nothing is shifted from activations to weights ("smooth
+    quantisation"): camvid-b0 loses a third of its labels by it.
 
     Raises:
         UsageError: if nncf is missing.
@@ -160,7 +162,7 @@ def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
             subset_size=count,
             ignored_scope=nncf.IgnoredScope(
                 types=["MatMul"],
-                patterns=[f"{prefix[:-1]}[.].*" for prefix in (BEFORE, BEHIND)],
+                patterns=[f"{prefix[:-1]}[.].*" for prefix in (BEFORE, BEHIND, CENTRE)],
                 validate=False,
             ),
             advanced_parameters=advanced.AdvancedQuantizationParameters(smooth_quant_alphas=smooth),

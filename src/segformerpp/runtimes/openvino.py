@@ -30,9 +30,10 @@ _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 #: How many streams there are at most, and how much memory those of one shape may take together:
 #: small boards have four cores and not much more. And for how many shapes they are kept ready.
 _MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2  # as `batching` has it
-#: How many bytes of the head's features each thread works on at a time, and what a value takes in
-#: the precisions in which it does.
-_HEAD_BAND, _VALUE_BYTES = 2 * 2**20, {"f32": 4, "bf16": 2}
+#: How many bytes of the head's features each thread works on at a time.
+_HEAD_BAND = 2 * 2**20
+#: What a value takes in the precisions in which the graph's traits were measured.
+_VALUE_BYTES = {"f32": 4, "bf16": 2}
 
 
 class OpenvinoRuntime:
@@ -99,9 +100,12 @@ class OpenvinoRuntime:
         self._int8: tuple[ov.Model, str | None] | None = None
         self.precision = self._choose(precisions) if precision == "auto" else precision
         if self.precision == "int8":
+            from segformerpp.runtimes.graph import Traits
             from segformerpp.runtimes.int8 import quantised
 
-            self._int8 = quantised(checkpoint, images)
+            on_processor = self.device == "cpu"
+            traits = Traits(root_mean_square=on_processor and divides_by_root_mean_square())
+            self._int8 = quantised(checkpoint, images, traits)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
@@ -231,12 +235,14 @@ class OpenvinoRuntime:
 
         network = self._checkpoint
         batch, _, height, width = shape
-        on_bands = precision in _VALUE_BYTES
-        traits = Traits(
-            head_band=_HEAD_BAND * self.threads // streams if on_bands else 0,
-            value_bytes=_VALUE_BYTES.get(precision, 4),
-            root_mean_square=self.device == "cpu" and divides_by_root_mean_square(),
-        )
+        traits = Traits()
+        if self.device == "cpu" and precision in _VALUE_BYTES:
+            traits = Traits(
+                head_band=_HEAD_BAND * self.threads // streams,
+                value_bytes=_VALUE_BYTES[precision],
+                root_mean_square=divides_by_root_mean_square(),
+                adding_convolutions=True,
+            )
         interface = Interface((height, width), batch, matches=flow)
         graph = build(
             *(network.config, network.tensors(), network.merge_plan, interface), traits=traits

@@ -11,10 +11,12 @@ from segformerpp.runtimes.graph.build import (
     build,
 )
 from segformerpp.runtimes.graph.builder import OPSET, Form, Traits
+from segformerpp.runtimes.graph.network import CENTRE
 
 __all__ = [
     "BEFORE",
     "BEHIND",
+    "CENTRE",
     "IMAGES",
     "LABELS",
     "LOGITS",

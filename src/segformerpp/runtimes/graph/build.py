@@ -72,7 +72,7 @@ def build(
         metadata: for the normalisation of pixels.
         notes: what else is to stand in the file's metadata.
         form: what the graph is for.
-        traits: of what computes it; None for anything.
+        traits: what is known of the runtime; None where any may compute it.
 
     Raises:
         UsageError: if images of that size are too small for the network, or for a graph that

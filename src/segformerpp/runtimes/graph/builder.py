@@ -33,13 +33,17 @@ class Traits:
     Args:
         head_band: bytes of the decode head's features that it should work on together, where the
             size is known; 0 for all of them.
-        value_bytes: what a value takes while it computes: 4, or 2 in bf16.
-        root_mean_square: whether it divides by that in one node that is faster than a layer norm.
+        value_bytes: what a value takes while it computes: 4, or 2 in bf16, in which constants, and
+            products that read them, would stay in f32.
+        root_mean_square: whether dividing by it is one node, faster than a layer norm where
+            channels are few.
+        adding_convolutions: whether a convolution adds to what is there in the same pass.
     """
 
     head_band: int = 0
     value_bytes: int = 4
     root_mean_square: bool = False
+    adding_convolutions: bool = False
 
 
 class Value:

@@ -35,7 +35,6 @@ class HeadWriter:
 
     def __init__(self, layers: Layers, config: SegformerConfig, traits: Traits) -> None:
         self._g, self._layers, self._config, self._traits = layers.g, layers, config, traits
-        self._computed: dict[tuple[Any, ...], Value] = {}
         factor, self._bias = layers.batch_norm("head.fuse_norm")
         weight = layers.tensors["head.fuse.weight"][:, :, 0, 0] * factor[:, None]
         self._weights = np.split(weight, len(config.dims), axis=1)
@@ -59,11 +58,15 @@ class HeadWriter:
             resized = [resize(g, y, t.batch, t.channels, tokens.grid) for y, t in coarser]
             return self._classified(reduce(add, resized) + self._fuse(to_image(x, tokens), 0))
         scales = [(to_tokens(y, t), t, _shares(tokens.grid[0], t.grid[0])) for y, t in coarser]
+        zero = None
+        if self._traits.value_bytes < 4:
+            some = g.cut(g.cut(scales[0][0], 1, 0, 1), 2, 0, 1)
+            zero = g.op("Clip", some, np.float32(0), np.float32(0))
         width, parts = tokens.grid[1], []
         logits = replace(tokens, channels=self._config.num_outputs)
         for first, end in bands:
             grid = end - first, width
-            fused = self._resized_rows(scales, tokens, first, end)
+            fused = self._resized_rows(scales, tokens, first, end, zero)
             own = to_image(g.cut(x, 1, first * width, end * width), replace(tokens, grid=grid))
             y = self._classified(fused + self._fuse(own, 0))
             parts.append(to_tokens(y, replace(logits, grid=grid)))
@@ -99,11 +102,12 @@ class HeadWriter:
         tokens: Tokens,
         first: int,
         end: int,
+        zero: Value | None,
     ) -> Value:
         """Some rows of the sum of all coarser scales, resized: (B, D, end - first, W).
 
         The rows that they are made of are resized in width, then one product resizes in height and
-        adds the scales up.
+        adds the scales up. Its factors are added to `zero`, if there is one.
         """
         g, width = self._g, tokens.grid[1]
         rows, shares = [], []
@@ -115,26 +119,13 @@ class HeadWriter:
             x = to_image(g.cut(x, 1, low * t.grid[1], high * t.grid[1]), narrow)
             x = to_tokens(resize(g, x, t.batch, t.channels, wide.grid), wide)
             rows.append(g.reshape(x, t.batch, high - low, width * t.channels))
-        factors = self._factors(np.hstack(shares)[None], scales[0][0])
-        product = g.op("MatMul", factors, g.op("Concat", *rows, axis=1))
+        factors = np.hstack(shares)[None]
+        if zero is not None:
+            factors = (256 * factors).round() / 256  # what bf16 has; they still sum to one
+        read_rows = g.op("Concat", *rows, axis=1)
+        product = g.op("MatMul", factors if zero is None else zero + factors, read_rows)
         part = replace(tokens, grid=(end - first, width), channels=self._config.head_dim)
         return to_image(g.reshape(product, part.batch, part.count, part.channels), part)
-
-    def _factors(self, shares: np.ndarray, x: Value) -> np.ndarray | Value:
-        """What a product with shares reads; `x` is anything that follows the image.
-
-        To OpenVINO constants stay f32, and products with them, though all else is in bf16: there
-        the shares are made to look computed. They are rounded to what bf16 has, and still sum to
-        one.
-        """
-        if self._traits.value_bytes == 4:
-            return shares
-        g, shares = self._g, (shares * 256).round() / 256
-        key = shares.shape, shares.tobytes()
-        if key not in self._computed:
-            some = g.cut(g.cut(x, 1, 0, 1), 2, 0, 1)
-            self._computed[key] = g.op("Clip", some, np.float32(0), np.float32(0)) + shares
-        return self._computed[key]
 
 
 def _shares(size: Dim, coarse: Dim) -> np.ndarray:

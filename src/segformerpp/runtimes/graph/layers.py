@@ -47,14 +47,11 @@ class Layers:
         return factor, bias - self.tensors[name + ".running_mean"] * factor
 
     def linear(
-        self, x: Value, weight: np.ndarray, bias: np.ndarray, *, added: bool = False
+        self, x: Value, weight: np.ndarray, bias: np.ndarray, *, by_convolution: bool = False
     ) -> Value:
-        """A linear layer on tokens (B, N, C); its weight (K, C).
-
-        What is then added to something is made by a convolution, which OpenVINO lets do that too.
-        """
+        """A linear layer on tokens (B, N, C); its weight (K, C)."""
         g = self.g
-        if g.form == "int8" or (added and g.form == "processor"):
+        if by_convolution or g.form == "int8":
             # (B, C, 1, N), not (B, C, N, 1): behind that a transpose for one head would be a copy.
             image = g.transpose(g.op("Unsqueeze", x, np.array([1])), 0, 3, 1, 2)
             image = self.pointwise(image, weight, bias)
@@ -74,7 +71,7 @@ class Layers:
         Of tokens that are centred already it divides by the root of their mean square.
         """
         factor, shift = self.pair(name)
-        if centred:
+        if centred:  # in the form of which OpenVINO makes one node; see `openvino_core`
             square = self.g.op("ReduceMean", self.g.op("Pow", x, np.float32(2)), np.array([-1]))
             x = x * self.g.op("Div", np.float32(1), self.g.op("Sqrt", square + np.float32(eps)))
             return x * factor + shift if affine else x
@@ -99,8 +96,8 @@ class Layers:
         )
 
 
-def centred(layer: Pair) -> Pair:
-    """A layer (K, ...) of whose K outputs the mean is subtracted."""
+def centring(layer: Pair) -> Pair:
+    """A layer (K, ...) from whose K outputs their mean is subtracted."""
     weight, bias = layer
     return weight - weight.mean(axis=0), bias - bias.mean()
 

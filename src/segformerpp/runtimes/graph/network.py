@@ -2,8 +2,9 @@
 
 It computes the same as the modules, from the same tensors, in the form that runs fastest: the
 scaling of queries and of a block's norms, and a single head's projection, are in other layers'
-weights, the hidden features of the Mix-FFN are made in bands that stay in the processor's cache.
-Writing it takes a fraction of a second and no PyTorch.
+weights, what blocks add up may be centred so that norms only divide, the hidden features of the
+Mix-FFN are made in bands that stay in the processor's cache. Writing it takes a fraction of a
+second and no PyTorch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from segformerpp.plans import BipartiteMatching, Merge, MergePlan
 from segformerpp.runtimes.graph.attention import Projections, attention
 from segformerpp.runtimes.graph.builder import Dim, Graph, Traits, Value
 from segformerpp.runtimes.graph.head import HeadWriter, Scale
-from segformerpp.runtimes.graph.layers import Layers, Tensors, centred, to_image, to_tokens
+from segformerpp.runtimes.graph.layers import (
+    Layers,
+    Pair,
+    Tensors,
+    centring,
+    to_image,
+    to_tokens,
+)
 from segformerpp.runtimes.graph.matching import (
     Groups,
     Match,
@@ -36,6 +44,8 @@ _HIDDEN_WHOLE, _HIDDEN_BAND, _MOST_BANDS = 6 * 2**20, 3 * 2**20, 32
 _BANDED_WEIGHTS = 3 * 2**19
 #: The most channels with which centred tokens are worth the layer that centres those of a stage.
 _NARROW = 64
+#: What the names of these layers' nodes begin with.
+CENTRE = "centre."
 
 
 class NetworkWriter:
@@ -94,18 +104,17 @@ class NetworkWriter:
     def _stage(self, x: Value, number: int, batch: Dim, size: tuple[Dim, Dim]) -> Scale:
         layers, config, name = self._layers, self._config, f"encoder.stages.{number}."
         kernel, stride = config.patch_sizes[number], 2 if number else 4
-        conv, norm = layers.pair(name + "patch_embed.conv"), name + "patch_embed.norm"
         tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
-        is_centred = self._is_centred(tokens)
-        x = layers.conv(x, *(centred(conv) if is_centred else conv), stride, kernel // 2)
-        x = to_tokens(x, tokens)
+        x = layers.conv(x, *self._adding(name + "patch_embed.conv", tokens), stride, kernel // 2)
+        x, norm, is_centred = to_tokens(x, tokens), name + "patch_embed.norm", self._centred(tokens)
+        eps = config.embed_norm_eps
+        x = layers.norm(x, norm, eps, affine=not is_centred, centred=is_centred)
         if is_centred:
-            x = layers.norm(x, norm, config.embed_norm_eps, affine=False, centred=True)
             factor, shift = layers.pair(norm)
-            x = layers.pointwise(to_image(x, tokens), *centred((np.diag(factor), shift)))
+            self._g.prefix = CENTRE
+            x = layers.pointwise(to_image(x, tokens), *centring((np.diag(factor), shift)))
+            self._g.prefix = ""
             x = to_tokens(x, tokens)
-        else:
-            x = layers.norm(x, norm, config.embed_norm_eps)
         found: Matches | None = None
         reuse = self._plan.stages[number].reuse
         for block in range(config.depths[number]):
@@ -116,9 +125,14 @@ class NetworkWriter:
             x = x + self._mix_ffn(x, part, number, tokens)
         return layers.norm(x, name + "norm", config.norm_eps, centred=is_centred), tokens
 
-    def _is_centred(self, tokens: Tokens) -> bool:
-        """Whether the mean of each token between the blocks is zero: their norms need no other."""
+    def _centred(self, tokens: Tokens) -> bool:
+        """Whether the mean of each token between a stage's blocks is zero: norms only divide."""
         return self._traits.root_mean_square and tokens.channels <= _NARROW
+
+    def _adding(self, name: str, tokens: Tokens) -> Pair:
+        """A layer of whose outputs the tokens between blocks are the sum."""
+        layer = self._layers.pair(name)
+        return centring(layer) if self._centred(tokens) else layer
 
     def _attention(
         self, x: Value, block: str, number: int, tokens: Tokens, known: Matches | None
@@ -130,10 +144,8 @@ class NetworkWriter:
         readers = (merge.q, merge.kv) if ratio == 1 else (merge.q,)
         compared = any(isinstance(reader, BipartiteMatching) for reader in readers)
         norm = None if compared or g.form == "int8" else block + "norm1"
-        is_centred = self._is_centred(tokens)
-        x = layers.norm(
-            x, block + "norm1", config.norm_eps, affine=norm is None, centred=is_centred
-        )
+        is_centred, eps = self._centred(tokens), config.norm_eps
+        x = layers.norm(x, block + "norm1", eps, affine=norm is None, centred=is_centred)
         keys, key_tokens = x, tokens
         if ratio > 1:
             rows, columns = (side // ratio for side in tokens.grid)
@@ -155,9 +167,7 @@ class NetworkWriter:
         q_weight, q_bias = layers.pair(name + "q", norm)
         kv_weight, kv_bias = layers.pair(name + "kv", norm if ratio == 1 else None)
         (k_weight, v_weight), (k_bias, v_bias) = np.split(kv_weight, 2), np.split(kv_bias, 2)
-        out_weight, out_bias = layers.pair(name + "proj")
-        if is_centred:
-            out_weight, out_bias = centred((out_weight, out_bias))
+        out_weight, out_bias = self._adding(name + "proj", tokens)
         # What a single head weights the values with sums to one: they can be projected before.
         projected = heads == 1 and g.form != "int8"
         if projected:
@@ -167,7 +177,9 @@ class NetworkWriter:
         )
         out = attention(layers, queries, keys, batch, projections, logs)
         if not projected:
-            out = layers.linear(out, out_weight, out_bias, added=found.q is None)
+            # Not where it is unmerged before it is added.
+            adds = self._traits.adding_convolutions and not found.q
+            out = layers.linear(out, out_weight, out_bias, by_convolution=adds)
         return found.q.unmerge(out) if found.q else out, found
 
     def _match(self, merge: Merge | None, x: Value, tokens: Tokens, name: str) -> Match | None:
@@ -180,11 +192,9 @@ class NetworkWriter:
     def _mix_ffn(self, x: Value, block: str, number: int, tokens: Tokens) -> Value:
         g, layers, name, (height, width) = self._g, self._layers, block + "ffn.", tokens.grid
         norm = None if g.form == "int8" else block + "norm2"
-        is_centred, eps = self._is_centred(tokens), self._config.norm_eps
+        is_centred, eps = self._centred(tokens), self._config.norm_eps
         x = layers.norm(x, block + "norm2", eps, affine=norm is None, centred=is_centred)
-        fc1, fc2 = layers.pair(name + "fc1", norm), layers.pair(name + "fc2")
-        if is_centred:
-            fc2 = centred(fc2)
+        fc1, fc2 = layers.pair(name + "fc1", norm), self._adding(name + "fc2", tokens)
         hidden = tokens.channels * self._config.mlp_ratios[number]
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
