@@ -6,18 +6,14 @@ import openvino as ov
 import pytest
 from PIL import Image
 
-from segformerpp import Predictor, cache, runtimes
+from segformerpp import Predictor, cache
 from segformerpp.calibration import Calibration
 from segformerpp.checkpoints import open_checkpoint
 from segformerpp.cli import main
 from segformerpp.errors import UsageError
 from segformerpp.runtimes import int8
 from segformerpp.runtimes.graph import CENTRE, Traits
-from segformerpp.runtimes.openvino import OpenvinoRuntime
-from segformerpp.runtimes.openvino_core import divides_by_root_mean_square
 
-#: The runtime's.
-TRAITS = Traits(root_mean_square=divides_by_root_mean_square())
 STREET = Path(__file__).parents[2] / "samples" / "highway.png"
 
 
@@ -83,19 +79,15 @@ def test_what_is_quantised(folder: Path) -> None:
     from segformerpp.calibration import Calibration
 
     checkpoint = open_checkpoint("camvid-b0", "hq")
-    runtime = runtimes.create(
-        checkpoint, precision="int8", images=Calibration(folder, checkpoint.metadata)
-    )
-    assert isinstance(runtime, OpenvinoRuntime)
-    model, _ = int8.quantised(checkpoint, None, TRAITS)
+    images = Calibration(folder, checkpoint.metadata)
+    model, _ = int8.quantised(checkpoint, images, Traits(root_mean_square=True))
     weights = [
         node for node in model.get_ops()
         if node.get_type_name() in ("Convolution", "GroupConvolution")
     ]  # fmt: skip
-    # Where norms are such nodes, the tokens of two stages are centred by a layer each.
     centring = [node for node in weights if node.get_friendly_name().startswith(CENTRE)]
-    assert len(centring) == 2 * divides_by_root_mean_square()
-    assert len(weights) == 71 + len(centring)
+    assert len(centring) == 2
+    assert len(weights) == 71 + 2
     assert all(
         (ov.Type.i8 in set(_types(node.input_value(1).get_node(), 4))) == (node not in centring)
         for node in weights

@@ -21,7 +21,7 @@ from segformerpp.runtimes.processor import cores
 from segformerpp.runtimes.sizes import warn_small_grids
 
 if TYPE_CHECKING:
-    from segformerpp.runtimes.graph import MatchFlow
+    from segformerpp.runtimes.graph import MatchFlow, Traits
     from segformerpp.runtimes.int8 import Images
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 _MOST_STREAMS, _STREAMS_BYTES, _KEPT_STREAMS = 4, 2**30, 2  # as `batching` has it
 #: How many bytes of the head's features each thread works on at a time.
 _HEAD_BAND = 2 * 2**20
-#: What a value takes in the precisions in which the graph's traits were measured.
+#: What a value takes in the precisions in which it does.
 _VALUE_BYTES = {"f32": 4, "bf16": 2}
 
 
@@ -100,12 +100,9 @@ class OpenvinoRuntime:
         self._int8: tuple[ov.Model, str | None] | None = None
         self.precision = self._choose(precisions) if precision == "auto" else precision
         if self.precision == "int8":
-            from segformerpp.runtimes.graph import Traits
             from segformerpp.runtimes.int8 import quantised
 
-            on_processor = self.device == "cpu"
-            traits = Traits(root_mean_square=on_processor and divides_by_root_mean_square())
-            self._int8 = quantised(checkpoint, images, traits)
+            self._int8 = quantised(checkpoint, images, self._traits("int8", streams=1))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Predict: normalised images (B, 3, H, W) float32 -> logits (B, K, h, w) float32."""
@@ -231,23 +228,33 @@ class OpenvinoRuntime:
             network = self._int8[0].clone()
             network.reshape(list(shape))
             return network
-        from segformerpp.runtimes.graph import Interface, Traits, build
+        from segformerpp.runtimes.graph import Interface, build
 
         network = self._checkpoint
         batch, _, height, width = shape
-        traits = Traits()
-        if self.device == "cpu" and precision in _VALUE_BYTES:
-            traits = Traits(
-                head_band=_HEAD_BAND * self.threads // streams,
-                value_bytes=_VALUE_BYTES[precision],
-                root_mean_square=divides_by_root_mean_square(),
-                adding_convolutions=True,
-            )
         interface = Interface((height, width), batch, matches=flow)
         graph = build(
-            *(network.config, network.tensors(), network.merge_plan, interface), traits=traits
+            *(network.config, network.tensors(), network.merge_plan, interface),
+            traits=self._traits(precision, streams),
         )
         return self._core.read_model(graph.SerializeToString())
+
+    def _traits(self, precision: str, streams: int) -> Traits:
+        """What graphs may count on: on a processor, in the precisions that were measured."""
+        from segformerpp.runtimes.graph import Traits
+
+        if self.device != "cpu" or precision not in ("int8", *_VALUE_BYTES):
+            return Traits()
+        divides = divides_by_root_mean_square()
+        if precision == "int8":  # for all sizes; linear layers are convolutions in any case
+            return Traits(root_mean_square=divides)
+        return Traits(
+            head_band=_HEAD_BAND * self.threads // streams,
+            value_bytes=_VALUE_BYTES[precision],
+            constants_stay_f32=precision == "bf16",
+            root_mean_square=divides,
+            adding_convolutions=True,
+        )
 
     def _key(self, shape: tuple[int, ...] | None, precision: str) -> dict[str, Any]:
         """All that a compiled network depends on."""

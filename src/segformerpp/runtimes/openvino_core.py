@@ -37,7 +37,7 @@ def core() -> ov.Core:
 
 @lru_cache(maxsize=1)
 def divides_by_root_mean_square() -> bool:
-    """Whether that is one node here: only then is it faster than a layer norm.
+    """Whether OpenVINO makes one node of it here: only then is it faster than a layer norm.
 
     It depends on the instructions that the processor has, and on OpenVINO's version.
     """

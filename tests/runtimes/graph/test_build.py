@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from segformerpp.errors import UsageError
 from segformerpp.models import Metadata, Segformer
@@ -107,15 +108,39 @@ def test_values_of_two_bytes(engine: str, size: tuple[int, int], most: float) ->
     """Bands have twice as many rows; shares are multiples of 1/256, exact where sizes halve."""
     x = images(2, *size)
     interface = Interface(size, batch=2)
-    model, graph = written("none", interface, traits=Traits(head_band=20_000, value_bytes=2))
+    traits = Traits(head_band=20_000, value_bytes=2, constants_stay_f32=True)
+    model, graph = written("none", interface, traits=traits)
     _, wide = written("none", interface, traits=Traits(head_band=40_000))
+    bands = 8 + (size[0] > 256)
     resized = [[n.op_type for n in g.graph.node].count("Resize") for g in (graph, wide)]
-    assert resized == [3 * (8 + (size[0] > 256))] * 2
+    assert resized == [3 * bands] * 2
     constants = {tensor.name for tensor in graph.graph.initializer}
     products = [node for node in graph.graph.node if node.op_type == "MatMul"]
     assert not constants.intersection(node.input[0] for node in products)
+    arrays = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
+    shares = [
+        arrays[node.input[1]] for node in graph.graph.node
+        if node.op_type == "Add" and node.input[0].startswith("Clip")
+    ]  # fmt: skip
+    assert len(shares) == bands
+    assert all((256 * s % 1 == 0).all() for s in shares)
+    assert all((s.sum(axis=-1) == 3).all() for s in shares)  # of three scales
     logits, reference = Engine(engine, graph)(x), expected(model, x)
     assert np.linalg.norm(logits - reference) < most * np.linalg.norm(reference)
+
+
+def test_convolutions_that_add() -> None:
+    """Of several heads; not where queries are unmerged before."""
+    interface = Interface((131, 99))
+    for plan, merged in (("none", ()), ("q1:mode=n2d,sx=2,sy=2 q3:mode=n1d,s=2", (2,))):
+        kinds = []
+        for adds in (False, True):
+            model, graph = written(plan, interface, traits=Traits(adding_convolutions=adds))
+            kinds.append([node.op_type for node in graph.graph.node])
+        stages = enumerate(zip(model.config.depths, model.config.heads, strict=True))
+        more = sum(depth for i, (depth, heads) in stages if heads > 1 and i not in merged)
+        gained = [kinds[1].count(kind) - kinds[0].count(kind) for kind in ("Conv", "MatMul")]
+        assert gained == [more, -more]
 
 
 def test_labels_of_a_head_in_bands() -> None:

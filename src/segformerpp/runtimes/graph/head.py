@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segformerpp.models.config import SegformerConfig
-from segformerpp.runtimes.graph.builder import Dim, Traits, Value
+from segformerpp.runtimes.graph.builder import Dim, Operand, Traits, Value
 from segformerpp.runtimes.graph.layers import Layers, resize, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import Tokens
 
@@ -59,9 +59,9 @@ class HeadWriter:
             return self._classified(reduce(add, resized) + self._fuse(to_image(x, tokens), 0))
         scales = [(to_tokens(y, t), t, _shares(tokens.grid[0], t.grid[0])) for y, t in coarser]
         zero = None
-        if self._traits.value_bytes < 4:
-            some = g.cut(g.cut(scales[0][0], 1, 0, 1), 2, 0, 1)
-            zero = g.op("Clip", some, np.float32(0), np.float32(0))
+        if self._traits.constants_stay_f32:
+            value = g.cut(g.cut(scales[0][0], 1, 0, 1), 2, 0, 1)
+            zero = g.op("Clip", value, np.float32(0), np.float32(0))
         width, parts = tokens.grid[1], []
         logits = replace(tokens, channels=self._config.num_outputs)
         for first, end in bands:
@@ -107,7 +107,7 @@ class HeadWriter:
         """Some rows of the sum of all coarser scales, resized: (B, D, end - first, W).
 
         The rows that they are made of are resized in width, then one product resizes in height and
-        adds the scales up. Its factors are added to `zero`, if there is one.
+        adds the scales up. Its factors are added to `zero`, where they must look computed.
         """
         g, width = self._g, tokens.grid[1]
         rows, shares = [], []
@@ -119,11 +119,10 @@ class HeadWriter:
             x = to_image(g.cut(x, 1, low * t.grid[1], high * t.grid[1]), narrow)
             x = to_tokens(resize(g, x, t.batch, t.channels, wide.grid), wide)
             rows.append(g.reshape(x, t.batch, high - low, width * t.channels))
-        factors = np.hstack(shares)[None]
-        if zero is not None:
-            factors = (256 * factors).round() / 256  # what bf16 has; they still sum to one
-        read_rows = g.op("Concat", *rows, axis=1)
-        product = g.op("MatMul", factors if zero is None else zero + factors, read_rows)
+        factors: Operand = np.hstack(shares)[None]
+        if zero is not None:  # what bf16 has, and they still sum to one
+            factors = zero + (256 * np.hstack(shares)[None]).round() / 256
+        product = g.op("MatMul", factors, g.op("Concat", *rows, axis=1))
         part = replace(tokens, grid=(end - first, width), channels=self._config.head_dim)
         return to_image(g.reshape(product, part.batch, part.count, part.channels), part)
 

@@ -44,7 +44,8 @@ _HIDDEN_WHOLE, _HIDDEN_BAND, _MOST_BANDS = 6 * 2**20, 3 * 2**20, 32
 _BANDED_WEIGHTS = 3 * 2**19
 #: The most channels with which centred tokens are worth the layer that centres those of a stage.
 _NARROW = 64
-#: What the names of these layers' nodes begin with.
+#: What the names of these layers' nodes begin with. int8 leaves them as they are: all blocks of a
+#: stage add to what they give.
 CENTRE = "centre."
 
 
@@ -105,15 +106,19 @@ class NetworkWriter:
         layers, config, name = self._layers, self._config, f"encoder.stages.{number}."
         kernel, stride = config.patch_sizes[number], 2 if number else 4
         tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
-        x = layers.conv(x, *self._adding(name + "patch_embed.conv", tokens), stride, kernel // 2)
-        x, norm, is_centred = to_tokens(x, tokens), name + "patch_embed.norm", self._centred(tokens)
-        eps = config.embed_norm_eps
+        conv = self._centring_pair(name + "patch_embed.conv", tokens)
+        x = to_tokens(layers.conv(x, *conv, stride, kernel // 2), tokens)
+        norm, eps, is_centred = (
+            name + "patch_embed.norm",
+            config.embed_norm_eps,
+            self._centred(tokens),
+        )
         x = layers.norm(x, norm, eps, affine=not is_centred, centred=is_centred)
         if is_centred:
             factor, shift = layers.pair(norm)
-            self._g.prefix = CENTRE
+            before, self._g.prefix = self._g.prefix, CENTRE
             x = layers.pointwise(to_image(x, tokens), *centring((np.diag(factor), shift)))
-            self._g.prefix = ""
+            self._g.prefix = before
             x = to_tokens(x, tokens)
         found: Matches | None = None
         reuse = self._plan.stages[number].reuse
@@ -129,8 +134,8 @@ class NetworkWriter:
         """Whether the mean of each token between a stage's blocks is zero: norms only divide."""
         return self._traits.root_mean_square and tokens.channels <= _NARROW
 
-    def _adding(self, name: str, tokens: Tokens) -> Pair:
-        """A layer of whose outputs the tokens between blocks are the sum."""
+    def _centring_pair(self, name: str, tokens: Tokens) -> Pair:
+        """Weight and bias of a layer, which centres what it gives where norms only divide."""
         layer = self._layers.pair(name)
         return centring(layer) if self._centred(tokens) else layer
 
@@ -167,7 +172,7 @@ class NetworkWriter:
         q_weight, q_bias = layers.pair(name + "q", norm)
         kv_weight, kv_bias = layers.pair(name + "kv", norm if ratio == 1 else None)
         (k_weight, v_weight), (k_bias, v_bias) = np.split(kv_weight, 2), np.split(kv_bias, 2)
-        out_weight, out_bias = self._adding(name + "proj", tokens)
+        out_weight, out_bias = self._centring_pair(name + "proj", tokens)
         # What a single head weights the values with sums to one: they can be projected before.
         projected = heads == 1 and g.form != "int8"
         if projected:
@@ -194,7 +199,7 @@ class NetworkWriter:
         norm = None if g.form == "int8" else block + "norm2"
         is_centred, eps = self._centred(tokens), self._config.norm_eps
         x = layers.norm(x, block + "norm2", eps, affine=norm is None, centred=is_centred)
-        fc1, fc2 = layers.pair(name + "fc1", norm), self._adding(name + "fc2", tokens)
+        fc1, fc2 = layers.pair(name + "fc1", norm), self._centring_pair(name + "fc2", tokens)
         hidden = tokens.channels * self._config.mlp_ratios[number]
         bands: list[tuple[Any, Any]] = [(0, height)]
         if (
