@@ -108,11 +108,8 @@ class NetworkWriter:
         tokens = Tokens(batch, patch_grid(config, number, size), config.dims[number])
         conv = self._centring_pair(name + "patch_embed.conv", tokens)
         x = to_tokens(layers.conv(x, *conv, stride, kernel // 2), tokens)
-        norm, eps, is_centred = (
-            name + "patch_embed.norm",
-            config.embed_norm_eps,
-            self._centred(tokens),
-        )
+        is_centred, norm = self._centred(tokens), name + "patch_embed.norm"
+        eps = config.embed_norm_eps
         x = layers.norm(x, norm, eps, affine=not is_centred, centred=is_centred)
         if is_centred:
             factor, shift = layers.pair(norm)
