@@ -119,9 +119,9 @@ class HeadWriter:
             x = to_image(g.cut(x, 1, low * t.grid[1], high * t.grid[1]), narrow)
             x = to_tokens(resize(g, x, t.batch, t.channels, wide.grid), wide)
             rows.append(g.reshape(x, t.batch, high - low, width * t.channels))
-        factors: Operand = np.hstack(shares)[None]
-        if zero is not None:  # what bf16 has, and they still sum to one
-            factors = zero + (256 * np.hstack(shares)[None]).round() / 256
+        exact = np.hstack(shares)[None]
+        # Multiples of 1/256 are what bf16 has, and they still sum to one.
+        factors: Operand = exact if zero is None else zero + (256 * exact).round() / 256
         product = g.op("MatMul", factors, g.op("Concat", *rows, axis=1))
         part = replace(tokens, grid=(end - first, width), channels=self._config.head_dim)
         return to_image(g.reshape(product, part.batch, part.count, part.channels), part)
