@@ -158,8 +158,9 @@ def code_version(package: str) -> str:
     What it made before a change may be of no use after it.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.joinpath(package).rglob("*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(Path(__file__).parent.joinpath(package).rglob("*")):
+        if path.suffix in (".py", ".cpp", ".hpp"):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -57,6 +57,7 @@ def test_logits_are_torchs(kind: str, plan: str) -> None:
 def test_what_suits_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands, by threads and the size of values; nothing where it was not measured."""
     monkeypatch.setattr(openvino_runtime, "_HEAD_BAND", 20_000)
+    monkeypatch.setattr(openvino_runtime, "native_precisions", tuple)
     shape = (1, 3, 259, 97)
     model = network("linear")
     model.merge_plan = "none"

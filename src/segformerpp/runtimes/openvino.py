@@ -15,6 +15,7 @@ from segformerpp import __version__, cache
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import MemoryLimitError, UsageError
 from segformerpp.runtimes.memory import KeptNetworks, bytes_per_pixel, memory_limits
+from segformerpp.runtimes.native import native_precisions
 from segformerpp.runtimes.openvino_core import core, divides_by_root_mean_square, ov
 from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
@@ -246,9 +247,12 @@ class OpenvinoRuntime:
         if self.device != "cpu" or precision not in ("int8", *_VALUE_BYTES):
             return Traits()
         divides = divides_by_root_mean_square()
+        computed = next(name for name, kind in _TYPES.items() if kind == self._hints[precision])
+        own = computed if computed in native_precisions() else ""
         if precision == "int8":  # for all sizes; linear layers are convolutions in any case
-            return Traits(root_mean_square=divides)
+            return Traits(root_mean_square=divides, own=own)
         return Traits(
+            own=own,
             head_band=_HEAD_BAND * self.threads // streams,
             value_bytes=_VALUE_BYTES[precision],
             constants_stay_f32=precision == "bf16",

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-_CPUS = Path("/sys/devices/system/cpu")
+_CPUS, _INFO = Path("/sys/devices/system/cpu"), Path("/proc/cpuinfo")
 #: What CUDA, ROCm and XPU talk to.
 _DRIVERS = (
     *("libcuda.so.1", "libamdhip64.so", "libze_loader.so.1"),
@@ -32,6 +32,15 @@ def cores() -> int:
         path = _CPUS / f"cpu{number}" / "topology" / "thread_siblings_list"
         siblings.add(path.read_text() if path.exists() else str(number))
     return len(siblings)
+
+
+def instructions() -> frozenset[str]:
+    """The sets of instructions that the processor has, as Linux calls them; empty elsewhere."""
+    for line in _INFO.read_text().splitlines() if _INFO.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
 
 
 def may_have_accelerator() -> bool:

@@ -17,9 +17,9 @@ ENGINES = ("openvino", "onnxruntime")
 
 
 @lru_cache
-def network(head_kind: str) -> Segformer:
+def network(head_kind: str, **changes: object) -> Segformer:
     """A tiny network, its norms and biases as if trained."""
-    model = tiny(head_kind)  # type: ignore[arg-type]  # a head kind
+    model = tiny(head_kind, **changes)  # type: ignore[arg-type]  # a head kind
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from segformerpp.runtimes.graph.builder import Dim, Operand, Value
 from segformerpp.runtimes.graph.layers import Layers, Pair
+
+#: `SoftmaxAttention` has powers of two.
+_LOG2_E = np.float32(np.log2(np.e))
+#: It takes heads of a multiple of so many channels, and at most so many.
+_CHANNELS_MULTIPLE, _MOST_CHANNELS = 8, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,12 @@ def attention(
     batch: Dim,
     projections: Projections,
     logs: Operand | None,
+    own: str = "",
 ) -> Value:
     """Values, weighted by how well their keys fit a query.
 
-    Of products and softmax OpenVINO makes one kernel, and ONNX Runtime has a node of its own:
-    neither holds the whole attention map.
+    Of products and softmax OpenVINO makes one kernel, ONNX Runtime has a node of its own, and
+    OpenVINO may be given one (`native`): none holds the whole attention map.
 
     Args:
         layers: what appends linear layers.
@@ -47,6 +54,7 @@ def attention(
         batch: B.
         projections: of the tokens.
         logs: (B, M) or (1, M), added to the logits of the weights; None for nothing.
+        own: see `Traits.own`.
 
     Returns:
         (B, N, heads * d).
@@ -62,8 +70,17 @@ def attention(
         if logs is not None:
             last = np.tile(np.eye(width // heads + 1)[-1], heads)
             keys = keys + g.op("Unsqueeze", logs, np.array([2])) * last
-        own = {"domain": "com.microsoft", "num_heads": heads, "scale": 1.0}
-        return g.op("MultiHeadAttention", queries, keys, v, **own)
+        attributes = {"domain": "com.microsoft", "num_heads": heads, "scale": 1.0}
+        return g.op("MultiHeadAttention", queries, keys, v, **attributes)
+    channels = width // heads
+    if own and channels % _CHANNELS_MULTIPLE == 0 and channels <= _MOST_CHANNELS:
+        queries = layers.linear(queries, *(x * _LOG2_E for x in q))
+        inputs = [queries, layers.linear(keys, *k), v]
+        if own == "bf16":
+            inputs = [g.op("Cast", x, to=TensorProto.BFLOAT16) for x in inputs]
+        more = [] if logs is None else [g.op("Mul", logs, _LOG2_E)]
+        out = g.op("SoftmaxAttention", *inputs, *more, heads=heads)
+        return g.op("Cast", out, to=TensorProto.FLOAT) if own == "bf16" else out
     queries, keys, v = (
         g.reshape(y, batch, -1, heads, width // heads)
         for y in (layers.linear(queries, *q), layers.linear(keys, *k), v)

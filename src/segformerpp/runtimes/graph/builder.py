@@ -40,6 +40,7 @@ class Traits:
             channels are few.
         adding_convolutions: whether a convolution can add its result to another tensor in the
             same pass, which products do not.
+        own: the precision in which it has the operators of `native`; empty where it has not.
     """
 
     head_band: int = 0
@@ -47,6 +48,7 @@ class Traits:
     constants_stay_f32: bool = False
     root_mean_square: bool = False
     adding_convolutions: bool = False
+    own: str = ""
 
 
 class Value:

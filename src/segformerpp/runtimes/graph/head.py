@@ -9,6 +9,7 @@ from operator import add
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from segformerpp.models.config import SegformerConfig
 from segformerpp.runtimes.graph.builder import Dim, Operand, Traits, Value
@@ -19,6 +20,9 @@ from segformerpp.runtimes.graph.matching import Tokens
 #: then read equally many rows of it in the same shares, which are stored once. No bands where so
 #: few rows have so many times the wanted bytes. And at most so many bands.
 _ROWS, _TOO_LARGE, _MOST_BANDS = 8, 4, 64
+
+#: Of `DecodeHead`: channels that it works on together, and how many coarser scales it takes.
+_OWN_WIDTH, _OWN_SCALES = 32, 3
 
 #: Tokens (B, h * w, C), and what is known of them.
 Scale = tuple[Value, Tokens]
@@ -53,6 +57,8 @@ class HeadWriter:
             # The bias rides along with the smallest.
             y = self._fuse(to_image(*stages[i]), i, None if coarser else self._bias)
             coarser.append((y, replace(stages[i][1], channels=self._config.head_dim)))
+        if self._is_own(coarser):
+            return self._own(x, tokens, coarser)
         bands = self._bands(tokens)
         if len(bands) == 1:
             resized = [resize(g, y, t.batch, t.channels, tokens.grid) for y, t in coarser]
@@ -72,14 +78,50 @@ class HeadWriter:
             parts.append(to_tokens(y, replace(logits, grid=grid)))
         return to_image(g.op("Concat", *parts, axis=1), logits)
 
+    def _is_own(self, coarser: Sequence[Scale]) -> bool:
+        """Whether `DecodeHead` may compute what is behind the fused scales (see `native`)."""
+        units = 2 if self._traits.own == "bf16" else 1
+        able = self._config.head_dim % _OWN_WIDTH == 0 and self._weights[0].shape[1] % units == 0
+        return bool(self._traits.own) and len(coarser) == _OWN_SCALES and able
+
+    def _own(self, x: Value, tokens: Tokens, coarser: Sequence[Scale]) -> Value:
+        g, own = self._g, self._traits.own
+        if self._config.head_kind == "conv":
+            x = g.transpose(self._inner(to_image(x, tokens), 0), 0, 2, 3, 1)
+        else:
+            x = g.reshape(x, tokens.batch, *tokens.grid, tokens.channels)
+        maps = [g.transpose(y, 0, 2, 3, 1) for y, _ in coarser]
+        if own == "bf16":
+            x, *maps = (g.op("Cast", y, to=TensorProto.BFLOAT16) for y in (x, *maps))
+        classifier, bias = self._layers.pair("head.classifier")
+        more = -len(bias) % _OWN_WIDTH
+        logits = g.op(
+            "DecodeHead",
+            x,
+            _packed(self._weights[0], own),
+            *maps,
+            _packed(np.pad(classifier[:, :, 0, 0], ((0, more), (0, 0))), own),
+            np.pad(bias, (0, more)),
+            classes=len(bias),
+        )
+        logits = g.transpose(logits, 0, 3, 1, 2)
+        if own == "bf16":
+            # Behind the last layer that it knows OpenVINO computes in f32, up to the blocks' sums.
+            logits = self._layers.pointwise(logits, np.eye(len(bias), dtype=np.float32))
+        return logits
+
     def _fuse(self, x: Value, i: int, bias: np.ndarray | None = None) -> Value:
         """What a scale (B, C, h, w) adds to the fused features: (B, D, h, w)."""
+        return self._layers.pointwise(self._inner(x, i), self._weights[i], bias)
+
+    def _inner(self, x: Value, i: int) -> Value:
+        """What the fusing layer reads of a scale: something else in the kind with convolutions."""
         layers = self._layers
-        if self._config.head_kind == "conv":
-            factor, shift = layers.batch_norm(f"head.scale_norms.{i}")
-            inner = layers.tensors[f"head.scales.{i}.weight"][:, :, 0, 0] * factor[:, None]
-            x = self._g.op("Relu", layers.pointwise(x, inner, shift))
-        return layers.pointwise(x, self._weights[i], bias)
+        if self._config.head_kind != "conv":
+            return x
+        factor, shift = layers.batch_norm(f"head.scale_norms.{i}")
+        inner = layers.tensors[f"head.scales.{i}.weight"][:, :, 0, 0] * factor[:, None]
+        return self._g.op("Relu", layers.pointwise(x, inner, shift))
 
     def _classified(self, fused: Value) -> Value:
         return self._layers.conv(self._g.op("Relu", fused), *self._layers.pair("head.classifier"))
@@ -125,6 +167,17 @@ class HeadWriter:
         product = g.op("MatMul", factors, g.op("Concat", *rows, axis=1))
         part = replace(tokens, grid=(end - first, width), channels=self._config.head_dim)
         return to_image(g.reshape(product, part.batch, part.count, part.channels), part)
+
+
+def _packed(weight: np.ndarray, own: str) -> np.ndarray:
+    """A weight (K, D) as `DecodeHead` reads it: (K / 32, D, 32), or pairs (K / 32, D / 2, 32)."""
+    rows, depth = weight.shape
+    parts = weight.reshape(rows // _OWN_WIDTH, _OWN_WIDTH, depth).transpose(0, 2, 1)
+    if own == "f32":
+        return parts
+    bits = np.ascontiguousarray(parts, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest, ties to even
+    return (rounded[:, ::2] | rounded[:, 1::2] << 16).view(np.int32)
 
 
 def _shares(size: Dim, coarse: Dim) -> np.ndarray:

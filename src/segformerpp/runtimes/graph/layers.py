@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from onnx import TensorProto
 
 from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.matching import Tokens
 
 _BATCH_NORM_EPS = 1e-5
+#: Channels of `DepthwiseGelu` are a multiple of this.
+_OWN_MULTIPLE = 16
 
 Tensors = Mapping[str, np.ndarray]
 #: Weight and bias.
@@ -94,6 +97,28 @@ class Layers:
         return self.g.op(
             "Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, group=group
         )
+
+    def depthwise_gelu(self, x: Value, name: str, above: int, below: int, own: str) -> Value:
+        """GELU of a 3x3 depthwise convolution of an image (B, C, h, w).
+
+        Args:
+            x: the image.
+            name: of the convolution.
+            above: rows of zeros there, as there is a column of zeros on either side; 0 or 1.
+            below: rows of zeros there.
+            own: see `Traits.own`.
+        """
+        g, (weight, bias) = self.g, self.pair(name)
+        if not own or len(bias) % _OWN_MULTIPLE:
+            return g.op("Gelu", self.conv(x, weight, bias, 1, [above, 1, below, 1], len(bias)))
+        x = g.transpose(x, 0, 2, 3, 1)
+        if own == "bf16":
+            x = g.op("Cast", x, to=TensorProto.BFLOAT16)
+        taps = np.ascontiguousarray(weight.reshape(len(bias), 9).T)
+        x = g.op("DepthwiseGelu", x, taps, bias, above=above, below=below)
+        if own == "bf16":
+            x = g.op("Cast", x, to=TensorProto.FLOAT)
+        return g.transpose(x, 0, 3, 1, 2)
 
 
 def centring(layer: Pair) -> Pair:

@@ -177,7 +177,7 @@ class NetworkWriter:
         projections = Projections(
             (q_weight * scale, q_bias * scale), (k_weight, k_bias), (v_weight, v_bias), heads
         )
-        out = attention(layers, queries, keys, batch, projections, logs)
+        out = attention(layers, queries, keys, batch, projections, logs, self._traits.own)
         if not projected:
             # Not where it is unmerged before it is added.
             adds = self._traits.adding_convolutions and not found.q
@@ -217,9 +217,8 @@ class NetworkWriter:
                 y = g.cut(x, 1, (first - above) * width, (end + below) * width)
             y = to_image(y, Tokens(tokens.batch, (rows, width), tokens.channels))
             y = layers.pointwise(y, *fc1)
-            padding = [1 - above, 1, 1 - below, 1]
-            y = layers.conv(y, *layers.pair(name + "dwconv"), 1, padding, group=hidden)
-            y = layers.pointwise(g.op("Gelu", y), *fc2)
+            y = layers.depthwise_gelu(y, name + "dwconv", 1 - above, 1 - below, self._traits.own)
+            y = layers.pointwise(y, *fc2)
             rows = end - first if first else end
             parts.append(to_tokens(y, Tokens(tokens.batch, (rows, width), tokens.channels)))
         return parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)
