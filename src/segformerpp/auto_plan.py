@@ -202,6 +202,11 @@ class AutoRuntime:
         packages = [self.name.partition("-")[0]]
         if self.device.startswith("cuda"):
             packages.append("onnxruntime-gpu")
+        native: tuple[str, ...] = ()
+        if self.name == "openvino":
+            from segformerpp.runtimes.native import native_precisions
+
+            native = native_precisions()
         return {
             "model": self._plain.config.to_dict(),
             "plans": {n: p.to_dict() for n, p in presets_that_keep(LEAST_AGREEMENT).items()},
@@ -210,6 +215,7 @@ class AutoRuntime:
             "precision": self.precision,
             "device": self.device,
             "threads": self.threads,
+            "native": native,
             "processor": _computes_on(self.device),
             "versions": {name: package_version(name) for name in packages},
             "segformerpp": __version__,

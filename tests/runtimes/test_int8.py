@@ -12,7 +12,7 @@ from segformerpp.checkpoints import open_checkpoint
 from segformerpp.cli import main
 from segformerpp.errors import UsageError
 from segformerpp.runtimes import int8
-from segformerpp.runtimes.graph import CENTRE, Traits
+from segformerpp.runtimes.graph import UNQUANTISED, Traits
 
 STREET = Path(__file__).parents[2] / "samples" / "highway.png"
 
@@ -85,7 +85,7 @@ def test_what_is_quantised(folder: Path) -> None:
         node for node in model.get_ops()
         if node.get_type_name() in ("Convolution", "GroupConvolution")
     ]  # fmt: skip
-    centring = [node for node in weights if node.get_friendly_name().startswith(CENTRE)]
+    centring = [node for node in weights if node.get_friendly_name().startswith(UNQUANTISED)]
     assert len(centring) == 2
     assert len(weights) == 71 + 2
     assert all(

@@ -17,7 +17,15 @@ from segformerpp import __version__, cache
 from segformerpp.arguments import Size
 from segformerpp.checkpoints import Checkpoint
 from segformerpp.errors import UsageError
-from segformerpp.runtimes.graph import BEFORE, BEHIND, CENTRE, IMAGES, Interface, Traits, build
+from segformerpp.runtimes.graph import (
+    BEFORE,
+    BEHIND,
+    IMAGES,
+    UNQUANTISED,
+    Interface,
+    Traits,
+    build,
+)
 from segformerpp.runtimes.openvino_core import core, ov, passes
 from segformerpp.runtimes.sizes import least_size
 
@@ -142,7 +150,8 @@ def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
 
     What stays as it is: attention and the matching of tokens, all of them matrix products, which
     OpenVINO has faster kernels for than int8 would give (and in bf16 where there is such a thing);
-    norms, with what centres tokens for them, and the softmax, as nncf leaves them; and what stands
+    norms, with what centres tokens for them, and the softmax, as nncf leaves them; what operators
+    of our own compute (`native`: the depthwise convolutions, and most of the head); and what stands
     before and behind the network. Nothing is shifted from activations to weights ("smooth
     quantisation"): camvid-b0 loses a third of its labels by it.
 
@@ -162,7 +171,7 @@ def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
             subset_size=count,
             ignored_scope=nncf.IgnoredScope(
                 types=["MatMul"],
-                patterns=[f"{prefix[:-1]}[.].*" for prefix in (BEFORE, BEHIND, CENTRE)],
+                patterns=[f"{prefix[:-1]}[.].*" for prefix in (BEFORE, BEHIND, UNQUANTISED)],
                 validate=False,
             ),
             advanced_parameters=advanced.AdvancedQuantizationParameters(smooth_quant_alphas=smooth),

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +220,7 @@ class OpenvinoRuntime:
         def usable(data: bytes) -> Any:
             return made[0] if made else self._core.import_model(data, device, options)
 
-        key = self._key(shape, precision) | {"matches": flow, "streams": streams}
+        key = self._key(shape, precision, streams) | {"matches": flow}
         return cache.fetch("network", key, compile_network, usable)
 
     def _network(
@@ -248,11 +249,11 @@ class OpenvinoRuntime:
             return Traits()
         divides = divides_by_root_mean_square()
         computed = next(name for name, kind in _TYPES.items() if kind == self._hints[precision])
-        own = computed if computed in native_precisions() else ""
+        native = computed if computed in native_precisions() else ""
         if precision == "int8":  # for all sizes; linear layers are convolutions in any case
-            return Traits(root_mean_square=divides, own=own)
+            return Traits(root_mean_square=divides, native=native)
         return Traits(
-            own=own,
+            native=native,
             head_band=_HEAD_BAND * self.threads // streams,
             value_bytes=_VALUE_BYTES[precision],
             constants_stay_f32=precision == "bf16",
@@ -260,7 +261,9 @@ class OpenvinoRuntime:
             adding_convolutions=True,
         )
 
-    def _key(self, shape: tuple[int, ...] | None, precision: str) -> dict[str, Any]:
+    def _key(
+        self, shape: tuple[int, ...] | None, precision: str, streams: int = 1
+    ) -> dict[str, Any]:
         """All that a compiled network depends on."""
         device = self.device.upper()
         return {
@@ -273,6 +276,9 @@ class OpenvinoRuntime:
             "precision": precision,
             "images": self._int8 and self._int8[1],
             "threads": self.threads,
+            "streams": streams,
+            # Asking for them gives OpenVINO the operators that the network may have.
+            "traits": asdict(self._traits(precision, streams)),
             "device": self._core.get_property(device, "FULL_DEVICE_NAME"),
             "abilities": sorted(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
             "openvino": ov.__version__,

@@ -10,17 +10,16 @@ from segformerpp.runtimes.graph.build import (
     MatchFlow,
     build,
 )
-from segformerpp.runtimes.graph.builder import OPSET, Form, Traits
-from segformerpp.runtimes.graph.network import CENTRE
+from segformerpp.runtimes.graph.builder import OPSET, UNQUANTISED, Form, Traits
 
 __all__ = [
     "BEFORE",
     "BEHIND",
-    "CENTRE",
     "IMAGES",
     "LABELS",
     "LOGITS",
     "OPSET",
+    "UNQUANTISED",
     "Form",
     "Interface",
     "MatchFlow",

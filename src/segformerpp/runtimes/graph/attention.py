@@ -40,7 +40,7 @@ def attention(
     batch: Dim,
     projections: Projections,
     logs: Operand | None,
-    own: str = "",
+    native: str = "",
 ) -> Value:
     """Values, weighted by how well their keys fit a query.
 
@@ -54,7 +54,7 @@ def attention(
         batch: B.
         projections: of the tokens.
         logs: (B, M) or (1, M), added to the logits of the weights; None for nothing.
-        own: see `Traits.own`.
+        native: see `Traits.native`.
 
     Returns:
         (B, N, heads * d).
@@ -73,14 +73,14 @@ def attention(
         attributes = {"domain": "com.microsoft", "num_heads": heads, "scale": 1.0}
         return g.op("MultiHeadAttention", queries, keys, v, **attributes)
     channels = width // heads
-    if own and channels % _CHANNELS_MULTIPLE == 0 and channels <= _MOST_CHANNELS:
+    if native and channels % _CHANNELS_MULTIPLE == 0 and channels <= _MOST_CHANNELS:
         queries = layers.linear(queries, *(x * _LOG2_E for x in q))
         inputs = [queries, layers.linear(keys, *k), v]
-        if own == "bf16":
+        if native == "bf16":
             inputs = [g.op("Cast", x, to=TensorProto.BFLOAT16) for x in inputs]
         more = [] if logs is None else [g.op("Mul", logs, _LOG2_E)]
         out = g.op("SoftmaxAttention", *inputs, *more, heads=heads)
-        return g.op("Cast", out, to=TensorProto.FLOAT) if own == "bf16" else out
+        return g.op("Cast", out, to=TensorProto.FLOAT) if native == "bf16" else out
     queries, keys, v = (
         g.reshape(y, batch, -1, heads, width // heads)
         for y in (layers.linear(queries, *q), layers.linear(keys, *k), v)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ class Traits:
             channels are few.
         adding_convolutions: whether a convolution can add its result to another tensor in the
             same pass, which products do not.
-        own: the precision in which it has the operators of `native`; empty where it has not.
+        native: the precision in which it has the operators of `native`; empty where it has not.
     """
 
     head_band: int = 0
@@ -48,7 +49,11 @@ class Traits:
     constants_stay_f32: bool = False
     root_mean_square: bool = False
     adding_convolutions: bool = False
-    own: str = ""
+    native: str = ""
+
+
+#: What the names of nodes begin with that int8 leaves as they are.
+UNQUANTISED = "unquantised."
 
 
 class Value:
@@ -135,6 +140,13 @@ class Graph:
     def on_processor(self) -> bool:
         """Whether nodes are those that a processor is fastest with."""
         return self.form in ("processor", "onnxruntime")
+
+    @contextmanager
+    def unquantised(self) -> Iterator[None]:
+        """What int8 leaves as it is."""
+        before, self.prefix = self.prefix, UNQUANTISED
+        yield
+        self.prefix = before
 
     def op(self, kind: str, *inputs: Operand | None, **attributes: Any) -> Value:
         """Append a node with one output. Arrays and numbers among the inputs become constants."""

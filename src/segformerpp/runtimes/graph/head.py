@@ -22,7 +22,7 @@ from segformerpp.runtimes.graph.matching import Tokens
 _ROWS, _TOO_LARGE, _MOST_BANDS = 8, 4, 64
 
 #: Of `DecodeHead`: channels that it works on together, and how many coarser scales it takes.
-_OWN_WIDTH, _OWN_SCALES = 32, 3
+_NATIVE_WIDTH, _NATIVE_SCALES = 32, 3
 
 #: Tokens (B, h * w, C), and what is known of them.
 Scale = tuple[Value, Tokens]
@@ -57,8 +57,8 @@ class HeadWriter:
             # The bias rides along with the smallest.
             y = self._fuse(to_image(*stages[i]), i, None if coarser else self._bias)
             coarser.append((y, replace(stages[i][1], channels=self._config.head_dim)))
-        if self._is_own(coarser):
-            return self._own(x, tokens, coarser)
+        if self._is_native(coarser):
+            return self._native(x, tokens, coarser)
         bands = self._bands(tokens)
         if len(bands) == 1:
             resized = [resize(g, y, t.batch, t.channels, tokens.grid) for y, t in coarser]
@@ -78,36 +78,37 @@ class HeadWriter:
             parts.append(to_tokens(y, replace(logits, grid=grid)))
         return to_image(g.op("Concat", *parts, axis=1), logits)
 
-    def _is_own(self, coarser: Sequence[Scale]) -> bool:
+    def _is_native(self, coarser: Sequence[Scale]) -> bool:
         """Whether `DecodeHead` may compute what is behind the fused scales (see `native`)."""
-        units = 2 if self._traits.own == "bf16" else 1
-        able = self._config.head_dim % _OWN_WIDTH == 0 and self._weights[0].shape[1] % units == 0
-        return bool(self._traits.own) and len(coarser) == _OWN_SCALES and able
+        units = 2 if self._traits.native == "bf16" else 1
+        able = self._config.head_dim % _NATIVE_WIDTH == 0 and self._weights[0].shape[1] % units == 0
+        return bool(self._traits.native) and len(coarser) == _NATIVE_SCALES and able
 
-    def _own(self, x: Value, tokens: Tokens, coarser: Sequence[Scale]) -> Value:
-        g, own = self._g, self._traits.own
+    def _native(self, x: Value, tokens: Tokens, coarser: Sequence[Scale]) -> Value:
+        g, native = self._g, self._traits.native
         if self._config.head_kind == "conv":
             x = g.transpose(self._inner(to_image(x, tokens), 0), 0, 2, 3, 1)
         else:
             x = g.reshape(x, tokens.batch, *tokens.grid, tokens.channels)
         maps = [g.transpose(y, 0, 2, 3, 1) for y, _ in coarser]
-        if own == "bf16":
+        if native == "bf16":
             x, *maps = (g.op("Cast", y, to=TensorProto.BFLOAT16) for y in (x, *maps))
         classifier, bias = self._layers.pair("head.classifier")
-        more = -len(bias) % _OWN_WIDTH
+        more = -len(bias) % _NATIVE_WIDTH
         logits = g.op(
             "DecodeHead",
             x,
-            _packed(self._weights[0], own),
+            _packed(self._weights[0], native),
             *maps,
-            _packed(np.pad(classifier[:, :, 0, 0], ((0, more), (0, 0))), own),
+            _packed(np.pad(classifier[:, :, 0, 0], ((0, more), (0, 0))), native),
             np.pad(bias, (0, more)),
             classes=len(bias),
         )
         logits = g.transpose(logits, 0, 3, 1, 2)
-        if own == "bf16":
+        if native == "bf16":
             # Behind the last layer that it knows OpenVINO computes in f32, up to the blocks' sums.
-            logits = self._layers.pointwise(logits, np.eye(len(bias), dtype=np.float32))
+            with g.unquantised():
+                logits = self._layers.pointwise(logits, np.eye(len(bias), dtype=np.float32))
         return logits
 
     def _fuse(self, x: Value, i: int, bias: np.ndarray | None = None) -> Value:
@@ -169,11 +170,11 @@ class HeadWriter:
         return to_image(g.reshape(product, part.batch, part.count, part.channels), part)
 
 
-def _packed(weight: np.ndarray, own: str) -> np.ndarray:
+def _packed(weight: np.ndarray, native: str) -> np.ndarray:
     """A weight (K, D) as `DecodeHead` reads it: (K / 32, D, 32), or pairs (K / 32, D / 2, 32)."""
     rows, depth = weight.shape
-    parts = weight.reshape(rows // _OWN_WIDTH, _OWN_WIDTH, depth).transpose(0, 2, 1)
-    if own == "f32":
+    parts = weight.reshape(rows // _NATIVE_WIDTH, _NATIVE_WIDTH, depth).transpose(0, 2, 1)
+    if native == "f32":
         return parts
     bits = np.ascontiguousarray(parts, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest, ties to even

@@ -12,7 +12,7 @@ from segformerpp.runtimes.graph.matching import Tokens
 
 _BATCH_NORM_EPS = 1e-5
 #: Channels of `DepthwiseGelu` are a multiple of this.
-_OWN_MULTIPLE = 16
+_NATIVE_MULTIPLE = 16
 
 Tensors = Mapping[str, np.ndarray]
 #: Weight and bias.
@@ -98,7 +98,7 @@ class Layers:
             "Conv", x, weight, bias, kernel_shape=kernel, strides=strides, pads=pads, group=group
         )
 
-    def depthwise_gelu(self, x: Value, name: str, above: int, below: int, own: str) -> Value:
+    def depthwise_gelu(self, x: Value, name: str, above: int, below: int, native: str) -> Value:
         """GELU of a 3x3 depthwise convolution of an image (B, C, h, w).
 
         Args:
@@ -106,17 +106,17 @@ class Layers:
             name: of the convolution.
             above: rows of zeros there, as there is a column of zeros on either side; 0 or 1.
             below: rows of zeros there.
-            own: see `Traits.own`.
+            native: see `Traits.native`.
         """
         g, (weight, bias) = self.g, self.pair(name)
-        if not own or len(bias) % _OWN_MULTIPLE:
+        if not native or len(bias) % _NATIVE_MULTIPLE:
             return g.op("Gelu", self.conv(x, weight, bias, 1, [above, 1, below, 1], len(bias)))
         x = g.transpose(x, 0, 2, 3, 1)
-        if own == "bf16":
+        if native == "bf16":
             x = g.op("Cast", x, to=TensorProto.BFLOAT16)
         taps = np.ascontiguousarray(weight.reshape(len(bias), 9).T)
         x = g.op("DepthwiseGelu", x, taps, bias, above=above, below=below)
-        if own == "bf16":
+        if native == "bf16":
             x = g.op("Cast", x, to=TensorProto.FLOAT)
         return g.transpose(x, 0, 3, 1, 2)
 

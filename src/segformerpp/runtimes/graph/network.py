@@ -44,9 +44,6 @@ _HIDDEN_WHOLE, _HIDDEN_BAND, _MOST_BANDS = 6 * 2**20, 3 * 2**20, 32
 _BANDED_WEIGHTS = 3 * 2**19
 #: The most channels with which centred tokens are worth the layer that centres those of a stage.
 _NARROW = 64
-#: What the names of these layers' nodes begin with. int8 leaves them as they are: all blocks of a
-#: stage add to what they give.
-CENTRE = "centre."
 
 
 class NetworkWriter:
@@ -113,9 +110,9 @@ class NetworkWriter:
         x = layers.norm(x, norm, eps, affine=not is_centred, centred=is_centred)
         if is_centred:
             factor, shift = layers.pair(norm)
-            before, self._g.prefix = self._g.prefix, CENTRE
-            x = layers.pointwise(to_image(x, tokens), *centring((np.diag(factor), shift)))
-            self._g.prefix = before
+            # All blocks of the stage add to what it gives.
+            with self._g.unquantised():
+                x = layers.pointwise(to_image(x, tokens), *centring((np.diag(factor), shift)))
             x = to_tokens(x, tokens)
         found: Matches | None = None
         reuse = self._plan.stages[number].reuse
@@ -177,7 +174,7 @@ class NetworkWriter:
         projections = Projections(
             (q_weight * scale, q_bias * scale), (k_weight, k_bias), (v_weight, v_bias), heads
         )
-        out = attention(layers, queries, keys, batch, projections, logs, self._traits.own)
+        out = attention(layers, queries, keys, batch, projections, logs, self._traits.native)
         if not projected:
             # Not where it is unmerged before it is added.
             adds = self._traits.adding_convolutions and not found.q
@@ -217,7 +214,7 @@ class NetworkWriter:
                 y = g.cut(x, 1, (first - above) * width, (end + below) * width)
             y = to_image(y, Tokens(tokens.batch, (rows, width), tokens.channels))
             y = layers.pointwise(y, *fc1)
-            y = layers.depthwise_gelu(y, name + "dwconv", 1 - above, 1 - below, self._traits.own)
+            y = layers.depthwise_gelu(y, name + "dwconv", 1 - above, 1 - below, self._traits.native)
             y = layers.pointwise(y, *fc2)
             rows = end - first if first else end
             parts.append(to_tokens(y, Tokens(tokens.batch, (rows, width), tokens.channels)))

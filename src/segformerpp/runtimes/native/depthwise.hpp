@@ -50,14 +50,14 @@ struct Gelu {
     inline __m512 operator()(__m512 x) const {
         const __m512 last = _mm512_set1_ps(PIECES - 1e-6f * PIECES);
         const __m512 scaled = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(PIECES / END));
-        const __m512 a = _mm512_min_ps(scaled, last);
+        const __m512 a = _mm512_min_ps(last, scaled);
         const __m512i piece = _mm512_cvttps_epi32(a);
         const __m512 rest = _mm512_reduce_ps(a, 0x09);  // a - floor(a)
         __m512 y = _mm512_permutexvar_ps(piece, _mm512_load_ps(table[TERMS - 1]));
 #pragma GCC unroll 6
         for (int i = TERMS - 2; i >= 0; i--)
             y = _mm512_fmadd_ps(y, rest, _mm512_permutexvar_ps(piece, _mm512_load_ps(table[i])));
-        return _mm512_sub_ps(_mm512_max_ps(x, _mm512_setzero_ps()), y);
+        return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), y);
     }
 };
 
@@ -71,7 +71,7 @@ void compute(const Shape& s, const Unit* in, const float* weight, const float* b
     static const Gelu<PER> gelu;
     const std::size_t pixel = s.channels / PER, row = s.width * pixel;
     const std::size_t height = s.height + s.above + s.below - 2;
-    const std::vector<Unit> zeros(pixel + LANES);
+    const std::vector<Unit> zeros(pixel);
     const auto work = [&](const tbb::blocked_range<std::size_t>& range) {
         for (std::size_t i = range.begin(); i < range.end(); i++) {
             const std::size_t y = i % height;

@@ -31,8 +31,6 @@ struct Map {
 struct Shape {
     std::size_t batch, height, width;       // of the finest scale
     std::size_t depth, features, classes;   // channels of its tokens, of the sum, of the result
-
-    std::size_t padded_classes() const { return (classes + WIDTH - 1) / WIDTH * WIDTH; }
 };
 
 // Where a row or column lies between two of a coarser scale (pixel centres are at halves).
@@ -125,7 +123,7 @@ public:
 #pragma GCC unroll 2
                 for (int r = 0; r < VECTORS; r++)
                     store<PER>(m_features.data() + p * features + (c + r * LANES) / PER,
-                               _mm512_max_ps(sums[p][r], _mm512_setzero_ps()));
+                               _mm512_max_ps(_mm512_setzero_ps(), sums[p][r]));
         }
         for (std::size_t c = 0; c < s.classes; c += WIDTH) {
             const Unit* weight = classifier + c * features;
@@ -187,8 +185,8 @@ private:
 
 // Tokens [batch][height][width][depth] -> [batch][height][width][classes].
 //
-// weight: [features / WIDTH][depth / PER][WIDTH]; classifier: [padded_classes / WIDTH][features /
-// PER][WIDTH]; bias: [padded_classes].
+// weight: [features / WIDTH][depth / PER][WIDTH]; classifier: [n][features / PER][WIDTH] and bias:
+// [n * WIDTH], filled up with zeros behind the last class.
 template <int PER>
 void compute(const Shape& s, const Unit* in, const Unit* weight, const std::vector<Map>& maps,
              const Unit* classifier, const float* bias, float* out) {

@@ -43,10 +43,19 @@ public:
             const auto& shape = get_input_partial_shape(i);
             NODE_VALIDATION_CHECK(this, is_able(type) && get_input_element_type(i) == type);
             NODE_VALIDATION_CHECK(this, shape.size() == 3 && shape[2].is_static());
+            const auto& other = get_input_partial_shape(i == 2 ? 1 : 0);
+            NODE_VALIDATION_CHECK(this, shape[0].compatible(other[0]) && shape[2] == other[2]);
+            NODE_VALIDATION_CHECK(this, i != 2 || shape[1].compatible(other[1]));
             const auto channels = shape[2].get_length() / m_heads;
             NODE_VALIDATION_CHECK(this, shape[2] == channels * m_heads &&
                                             channels % attention::ROWS == 0 &&
                                             channels <= attention::MOST_CHANNELS);
+        }
+        if (get_input_size() == 4) {
+            const auto& logs = get_input_partial_shape(3);
+            NODE_VALIDATION_CHECK(this, get_input_element_type(3) == ov::element::f32);
+            NODE_VALIDATION_CHECK(this, logs.size() == 2);
+            NODE_VALIDATION_CHECK(this, logs[1].compatible(get_input_partial_shape(1)[1]));
         }
         set_output_type(0, type, get_input_partial_shape(0));
     }
@@ -158,13 +167,20 @@ public:
         auto shape = get_input_partial_shape(0);
         const auto &weight = get_input_partial_shape(1), &bias = get_input_partial_shape(3 + MAPS);
         NODE_VALIDATION_CHECK(this, shape.size() == 4 && weight.is_static() && bias.is_static());
+        NODE_VALIDATION_CHECK(this, weight.size() == 3 && bias.size() == 1);
         const auto features = weight[0].get_length() * head::WIDTH;
         for (int i = 2; i < 2 + MAPS; i++) {
             const auto& map = get_input_partial_shape(i);
             NODE_VALIDATION_CHECK(this, get_input_element_type(i) == type);
             NODE_VALIDATION_CHECK(this, map.size() == 4 && map[3] == features);
         }
+        const auto units = type == ov::element::f32 ? 1 : 2;
+        const auto& classifier = get_input_partial_shape(2 + MAPS);
+        const std::int64_t width = head::WIDTH;
         NODE_VALIDATION_CHECK(this, m_classes > 0 && m_classes <= bias[0].get_length());
+        NODE_VALIDATION_CHECK(this, weight[1] * units == shape[3] && weight[2] == width);
+        NODE_VALIDATION_CHECK(this, classifier[0] * width == bias[0]);
+        NODE_VALIDATION_CHECK(this, classifier[1] * units == features && classifier[2] == width);
         shape[3] = m_classes;
         set_output_type(0, ov::element::f32, shape);
     }
