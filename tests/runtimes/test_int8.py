@@ -13,6 +13,7 @@ from segformerpp.cli import main
 from segformerpp.errors import UsageError
 from segformerpp.runtimes import int8
 from segformerpp.runtimes.graph import UNQUANTISED, Traits
+from segformerpp.runtimes.native import native_precisions
 
 STREET = Path(__file__).parents[2] / "samples" / "highway.png"
 
@@ -71,6 +72,28 @@ def test_images_can_be_gone_through_several_times(
     network = open_checkpoint(random_checkpoint)
     int8.quantised(network, Calibration(folder, network.metadata), Traits())
     assert counts == [2, 2, 2]
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_operators_of_our_own_are_left_as_they_are(folder: Path) -> None:
+    """And the logits, which are as exact as the operator in front of them gives them."""
+    from segformerpp.calibration import Calibration
+
+    if not native_precisions():
+        pytest.skip("no AVX-512, or no C++ compiler")
+    checkpoint = open_checkpoint("camvid-b0", "none")
+    images = Calibration(folder, checkpoint.metadata)
+    model, _ = int8.quantised(checkpoint, images, Traits(native=native_precisions()[-1]))
+    kinds = ("SoftmaxAttention", "DepthwiseGelu", "DecodeHead")
+    found = [node for node in model.get_ordered_ops() if node.get_type_name() in kinds]
+    assert len(found) == 8 + 8 + 1
+    for node in found:
+        for i in range(node.get_input_size()):
+            assert node.input_value(i).get_node().get_type_name() != "FakeQuantize"
+    behind = [found[-1]]
+    for node in behind:
+        assert node.get_type_name() != "FakeQuantize"
+        behind += [user.get_node() for out in node.outputs() for user in out.get_target_inputs()]
 
 
 @pytest.mark.usefixtures("empty_cache")

@@ -37,7 +37,7 @@ def bytes_per_pixel(config: SegformerConfig, runtime: str) -> float:
     2048x2048, 19 classes, bytes per pixel: B0 179 (this function: 188), B5 485 (475); B0 with 150
     classes 200 (220), B0 with a ``conv`` head 227 (252). In ONNX Runtime 1.32 B0 takes 350 (413),
     B2 1030 (1044), beside attention maps where there are any (`may_hold_maps`). OpenVINO in f32
-    and bf16 takes less: its decode head works on bands.
+    and bf16 takes less: its decode head never holds all features.
 
     Args:
         config: the architecture.
