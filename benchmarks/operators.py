@@ -38,16 +38,16 @@ Write = Callable[[Layers, str], Value]
 
 def attend(shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], Write]:
     """Attention; with projections that change nothing, but for what scales the queries."""
-    queries, keys, channels, heads = shape
+    count, others, channels, heads = shape
     width = channels * heads
     same = np.eye(width, dtype=np.float32), np.zeros(width, np.float32)
     projections = Projections(same, same, same, heads)
 
     def write(layers: Layers, native: str) -> Value:
-        tokens = (Value(layers.g, f"x{i}") for i in range(2))
-        return attention(layers, *tokens, 1, projections, None, native)
+        queries, keys = Value(layers.g, "x0"), Value(layers.g, "x1")
+        return attention(layers, queries, keys, 1, projections, None, native)
 
-    return [(1, queries, width), (1, keys, width)], write
+    return [(1, count, width), (1, others, width)], write
 
 
 def convolve(shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], Write]:
@@ -103,11 +103,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     rounds = parser.parse_args().rounds
     table = Table("", "shape", "precision", "OpenVINO, ms", "ours, ms", "ratio")
-    kinds = [("attention", attend, s) for s in ATTENTION]
-    kinds += [("convolution", convolve, s) for s in CONVOLUTIONS]
-    for name, kind, shape in kinds:
+    cases = [
+        *(("attention", shape, *attend(shape)) for shape in ATTENTION),
+        *(("convolution", shape, *convolve(shape)) for shape in CONVOLUTIONS),
+    ]
+    for name, shape, inputs, write in cases:
         for precision in native_precisions():
-            theirs, ours = (compiled(*kind(shape), native, precision) for native in ("", precision))
+            theirs, ours = (compiled(inputs, write, native, precision) for native in ("", precision))
             times = [(theirs(), ours()) for _ in range(rounds)][2:]
             a, b = (statistics.median(column) for column in zip(*times, strict=True))
             row = [name, "x".join(map(str, shape)), precision]
