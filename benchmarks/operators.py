@@ -109,7 +109,8 @@ def main() -> None:
     ]
     for name, shape, inputs, write in cases:
         for precision in native_precisions():
-            theirs, ours = (compiled(inputs, write, native, precision) for native in ("", precision))
+            ways = (compiled(inputs, write, native, precision) for native in ("", precision))
+            theirs, ours = ways
             times = [(theirs(), ours()) for _ in range(rounds)][2:]
             a, b = (statistics.median(column) for column in zip(*times, strict=True))
             row = [name, "x".join(map(str, shape)), precision]
