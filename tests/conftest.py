@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from segformerpp.checkpoints import save
 from segformerpp.data.labels import label_set
 from segformerpp.models import Metadata, Segformer, SegformerConfig
+from segformerpp.runtimes.native import native_precisions
 
 # Where the tests run in the background, it is ignored, and would be by the programs they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -31,6 +32,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGFORMERPP_CACHE", str(folder))
+        native_precisions()  # before a test changes what it depends on
         yield folder
 
 

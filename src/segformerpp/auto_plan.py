@@ -203,7 +203,7 @@ class AutoRuntime:
         if self.device.startswith("cuda"):
             packages.append("onnxruntime-gpu")
         native: tuple[str, ...] = ()
-        if self.name == "openvino":
+        if self.name == "openvino" and self.device == "cpu":
             from segformerpp.runtimes.native import native_precisions
 
             native = native_precisions()

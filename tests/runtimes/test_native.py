@@ -228,6 +228,7 @@ def test_nan_stays_nan() -> None:
         ([(1, 9, 24), (1, 5, 24), (1, 5, 24)], 2),
         ([(2, 9, 16), (1, 5, 16), (1, 5, 16)], 1),
         ([(1, 9, 16), (1, 5, 16), (1, 5, 16), (1, 9)], 1),
+        ([(3, 9, 16), (3, 5, 16), (3, 5, 16), (2, 5)], 1),
     ],
 )
 def test_shapes_that_do_not_fit(shapes: list[tuple[int, ...]], heads: int) -> None:
@@ -271,8 +272,10 @@ def afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing is compiled yet, on a processor that is able; OpenVINO keeps what it has."""
 
     def add_extension(path: str) -> None:
+        copy = tmp_path / f"{len(list(tmp_path.iterdir()))}.so"
+        copy.write_bytes(Path(path).read_bytes())
         try:
-            ctypes.CDLL(path)
+            ctypes.CDLL(str(copy))
         except OSError as error:
             raise RuntimeError(error) from None
 
@@ -316,6 +319,7 @@ def test_other_machines(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("script", "said"),
     [
         ("echo 'no such header' >&2; exit 1", "no such header"),
+        ("echo slowly >&2; exec sleep 5", "slowly"),
         ('while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"', "file too short"),
     ],
 )
@@ -323,18 +327,38 @@ def test_compilers_that_fail(
     script: str, said: str, afresh: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    compiler = afresh / "compiler"
-    compiler.write_text(f"#!/bin/sh\n{script}\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    fake_compiler(afresh, script, monkeypatch)
+    monkeypatch.setattr(native, "_SECONDS", 0.5)
     with caplog.at_level(logging.INFO, "segformerpp"):
         assert native._find() == ()
     assert "no operators of our own: " in caplog.text
     assert said in caplog.text
+    if "nonsense" not in script:  # remembered
+        monkeypatch.setattr(native, "_compiled", pytest.fail)
+        assert native._find() == ()
 
 
-def test_no_place_for_temporary_files(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_compiler(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = folder / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+
+
+def test_no_place_for_temporary_files(
+    afresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_compiler(afresh, "exit 0", monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(afresh / "absent"))
+    with caplog.at_level(logging.INFO, "segformerpp"):
+        assert native._find() == ()
+    assert "absent" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_compiler(afresh, "exit 0", monkeypatch)
+    monkeypatch.setattr(native, "_compiled", pytest.fail)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert native._find() == ()
 
 

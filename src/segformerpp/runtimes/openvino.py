@@ -175,7 +175,8 @@ class OpenvinoRuntime:
 
         if self._checkpoint.digest is None:
             return compare().decode()
-        return cache.fetch("precision", self._key(None, "bf16"), compare, bytes.decode)
+        key = self._key(None, "bf16") | {"f32": asdict(self._traits("f32", 1))}
+        return cache.fetch("precision", key, compare, bytes.decode)
 
     def _start_streams(self, shape: tuple[int, ...]) -> queue.SimpleQueue[Any]:
         """Requests of a network that computes as many at the same time as there are streams."""

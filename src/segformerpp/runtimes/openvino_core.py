@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -20,10 +21,12 @@ finally:
     if _absent:
         del sys.modules[_REPORTS]
 
+_lock = threading.Lock()
+_core = lru_cache(maxsize=1)(ov.Core)
+
 __all__ = ["core", "divides_by_root_mean_square", "ov", "passes"]
 
 
-@lru_cache(maxsize=1)
 def core() -> ov.Core:
     """The core that everything shares, which lives as long as the process.
 
@@ -32,7 +35,8 @@ def core() -> ov.Core:
     stack was put back, it leaves a stack that is no more, and the next signal that Python handles
     (Ctrl-C, a child that ends) ends the process with a segmentation fault.
     """
-    return ov.Core()
+    with _lock:
+        return _core()
 
 
 @lru_cache(maxsize=1)

@@ -52,20 +52,16 @@ def native_precisions() -> tuple[str, ...]:
 
 def _find() -> tuple[str, ...]:
     able = instructions()
-    if (
-        os.environ.get(SWITCH) == "off"
-        or (sys.platform, platform.machine()) != ("linux", "x86_64")
-        or not able.issuperset(_NEEDED)
-    ):
-        return ()
+    if os.environ.get(SWITCH) == "off":
+        return _none(f"{SWITCH} is off")
+    if (sys.platform, platform.machine()) != ("linux", "x86_64") or not able.issuperset(_NEEDED):
+        return _none("they are for Linux, and x86 processors with AVX-512")
     names = (os.environ.get("CXX", ""), "c++", "g++")
     compiler = next((path for path in map(shutil.which, names) if path), None)
     if compiler is None:
-        logger.info("no operators of our own: there is no C++ compiler (c++, g++ or $CXX) here")
-        return ()
-    if cache.folder() is None:
-        logger.info("no operators of our own: they would be compiled at every start")
-        return ()
+        return _none("there is no C++ compiler (c++, g++ or $CXX)")
+    if not _can_be_kept():
+        return _none("they would be compiled at every start: the cache is off, or not writable")
     bf16 = _BF16 in able and _AMX not in able
     options = [*_OPTIONS, *(["-mavx512bf16"] if bf16 else [])]
     status = Path(compiler).stat()
@@ -76,19 +72,31 @@ def _find() -> tuple[str, ...]:
         "openvino": [ov.__version__, ov.__file__],
     }
     try:
-        cache.fetch("operators", key, lambda: _compiled(compiler, options), _load)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        logger.info("no operators of our own: %s", " ".join(said.split()))
-        return ()
+        if not cache.fetch("operators", key, lambda: _compiled(compiler, options), _load):
+            return _none("they did not compile; `segformerpp cache --clear` has it tried again")
+    except (OSError, RuntimeError) as error:
+        return _none(" ".join(str(error).split()))
     return ("f32", "bf16") if bf16 else ("f32",)
 
 
+def _none(why: str) -> tuple[str, ...]:
+    logger.info("no operators of our own: %s", why)
+    return ()
+
+
+def _can_be_kept() -> bool:
+    folder = cache.folder()
+    if folder is None:
+        return False
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(present, os.W_OK)
+
+
 def _compiled(compiler: str, options: list[str]) -> bytes:
-    """The library.
+    """The library; empty if the compiler fails, which is remembered as well.
 
     Raises:
-        OSError, subprocess.SubprocessError: if it cannot be compiled here.
+        OSError: if there is no place for temporary files.
     """
     home = Path(ov.__file__).parent
     libraries = [path.name for path in sorted(home.glob("libs/*")) if _is_needed(path.name)]
@@ -99,10 +107,12 @@ def _compiled(compiler: str, options: list[str]) -> bytes:
             *("-isystem", str(home / "include"), "-L", str(home / "libs")),
             *(f"-l:{name}" for name in libraries),
         ]
-        subprocess.run(
-            command, check=True, capture_output=True, encoding="utf-8", errors="replace",
-            timeout=_SECONDS,
-        )  # fmt: skip
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            said = (error.stderr or b"").decode(errors="replace")
+            logger.info("%s: %s", compiler, " ".join(said.split()) or error)
+            return b""
         return library.read_bytes()
 
 
@@ -110,13 +120,18 @@ def _is_needed(library: str) -> bool:
     return library.startswith(("libopenvino.so.", "libtbb.so."))
 
 
-def _load(library: bytes) -> None:
-    """Give a library to OpenVINO's core.
+def _load(library: bytes) -> bool:
+    """Give a library to OpenVINO's core; False if there is none.
 
     Raises:
         OSError, RuntimeError: if that is impossible.
     """
-    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+    if not library:
+        return False
+    # In memory: folders for temporary files may forbid code.
+    with os.fdopen(os.memfd_create("operators"), "wb") as file:
         file.write(library)
         file.flush()
-        core().add_extension(file.name)
+        # Not by `self`: what another library was loaded by would be taken for it.
+        core().add_extension(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    return True

@@ -56,6 +56,8 @@ public:
             NODE_VALIDATION_CHECK(this, get_input_element_type(3) == ov::element::f32);
             NODE_VALIDATION_CHECK(this, logs.size() == 2);
             NODE_VALIDATION_CHECK(this, logs[1].compatible(get_input_partial_shape(1)[1]));
+            NODE_VALIDATION_CHECK(
+                this, logs[0].compatible(1) || logs[0].compatible(get_input_partial_shape(0)[0]));
         }
         set_output_type(0, type, get_input_partial_shape(0));
     }
@@ -173,6 +175,7 @@ public:
             const auto& map = get_input_partial_shape(i);
             NODE_VALIDATION_CHECK(this, get_input_element_type(i) == type);
             NODE_VALIDATION_CHECK(this, map.size() == 4 && map[3] == features);
+            NODE_VALIDATION_CHECK(this, map[0].compatible(shape[0]));
         }
         const auto units = type == ov::element::f32 ? 1 : 2;
         const auto& classifier = get_input_partial_shape(2 + MAPS);
