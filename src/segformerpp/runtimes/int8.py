@@ -26,6 +26,7 @@ from segformerpp.runtimes.graph import (
     Traits,
     build,
 )
+from segformerpp.runtimes.int8_native import use_quantised_depthwise
 from segformerpp.runtimes.openvino_core import core, ov, passes
 from segformerpp.runtimes.sizes import least_size
 
@@ -118,7 +119,10 @@ def quantised(
         config, plan = checkpoint.config, checkpoint.merge_plan
         graph = build(config, checkpoint.tensors(), plan, interface, form="int8", traits=traits)
         inputs = Inputs(images, least_size(config, plan))
-        return _packed(quantise_openvino(graph, inputs, len(images)))
+        model = quantise_openvino(graph, inputs, len(images))
+        if traits.native == "bf16":
+            use_quantised_depthwise(model)
+        return _packed(model)
 
     if checkpoint.digest is None or fingerprint is None:
         return _unpacked(make()), fingerprint

@@ -79,7 +79,8 @@ def attention(
         if native == "bf16":
             inputs = [g.op("Cast", x, to=TensorProto.BFLOAT16) for x in inputs]
         more = [] if logs is None else [g.op("Mul", logs, _LOG2_E)]
-        out = g.op("SoftmaxAttention", *inputs, *more, heads=heads)
+        in_bytes = int(native == "bf16" and g.form == "int8")
+        out = g.op("SoftmaxAttention", *inputs, *more, heads=heads, in_bytes=in_bytes)
         return g.op("Cast", out, to=TensorProto.FLOAT) if native == "bf16" else out
     queries, keys, v = (
         g.reshape(y, batch, -1, heads, width // heads)

@@ -11,8 +11,8 @@ from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.matching import Tokens
 
 _BATCH_NORM_EPS = 1e-5
-#: Channels of `DepthwiseGelu` are a multiple of this.
-_NATIVE_MULTIPLE = 16
+#: Channels of `DepthwiseGelu` are a multiple of this; those of the operator for int8 of that.
+_NATIVE_MULTIPLE, QUANTISED_MULTIPLE = 16, 64
 
 Tensors = Mapping[str, np.ndarray]
 #: Weight and bias.
@@ -109,7 +109,9 @@ class Layers:
             native: see `Traits.native`.
         """
         g, (weight, bias) = self.g, self.pair(name)
-        if not native or len(bias) % _NATIVE_MULTIPLE:
+        # What nncf quantised an operator of our own may compute afterwards.
+        later = g.form == "int8" and native == "bf16" and not len(bias) % QUANTISED_MULTIPLE
+        if not native or later or len(bias) % _NATIVE_MULTIPLE:
             return g.op("Gelu", self.conv(x, weight, bias, 1, [above, 1, below, 1], len(bias)))
         x = g.transpose(x, 0, 2, 3, 1)
         if native == "bf16":

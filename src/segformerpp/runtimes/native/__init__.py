@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 SWITCH = "SEGFORMERPP_NATIVE"
 
 _FOLDER = Path(__file__).parent
-# As Linux and compilers call the instructions. Those of AMX, which OpenVINO uses, are faster.
-_NEEDED, _BF16, _AMX = ("avx512f", "avx512dq", "avx512bw", "avx512vl"), "avx512_bf16", "amx_bf16"
-_OPTIONS = ("-O2", "-std=c++17", "-shared", "-fPIC", *(f"-m{name}" for name in _NEEDED))
+# As Linux calls the instructions. Those of AMX, which OpenVINO uses, are faster.
+_NEEDED = "avx512f", "avx512dq", "avx512bw", "avx512vl"
+_FOR_BF16, _AMX = ("avx512_bf16", "avx512_vnni", "avx512vbmi"), "amx_bf16"
+_OPTIONS = "-O2", "-std=c++17", "-shared", "-fPIC"
 _SECONDS = 120.0
 _lock = threading.Lock()
 _found: tuple[str, ...] | None = None
@@ -62,8 +63,9 @@ def _find() -> tuple[str, ...]:
         return _none("there is no C++ compiler (c++, g++ or $CXX)")
     if not _can_be_kept():
         return _none("they would be compiled at every start: the cache is off, or not writable")
-    bf16 = _BF16 in able and _AMX not in able
-    options = [*_OPTIONS, *(["-mavx512bf16"] if bf16 else [])]
+    bf16 = able.issuperset(_FOR_BF16) and _AMX not in able
+    used = _NEEDED + _FOR_BF16 if bf16 else _NEEDED
+    options = [*_OPTIONS, *(f"-m{name.replace('_', '')}" for name in used)]
     status = Path(compiler).stat()
     key = {
         "compiler": [compiler, status.st_size, status.st_mtime],

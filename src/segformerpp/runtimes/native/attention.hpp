@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <new>
 #include <vector>
@@ -27,34 +28,68 @@ constexpr int MOST_CHANNELS = 128;     // of a head
 constexpr float HEADROOM = 20;         // powers of two
 constexpr float NEVER = -1e30f;        // the logit of what fills up the last rows
 
-using Tile = __m512[ROWS][VECTORS];
+template <class Vector = __m512>
+using Tile = Vector[ROWS][VECTORS];
 
-// 2^x; of it the exponent is exact, the rest a polynomial: 7.5e-8 (f32), 7.5e-5 (bf16) off at most.
-template <int PER>
+// 2^x; of it the exponent is exact, the rest a polynomial: 7.5e-8 off at most.
 inline __m512 power(__m512 x) {
     const __m512 rest = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
-    __m512 y;
-    auto next = [&](float c) { y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(c)); };
-    if constexpr (PER == 1) {
-        y = _mm512_set1_ps(1.877576673383137e-3f);
-        next(8.989340094679272e-3f);
-        next(5.582631805006320e-2f);
-        next(2.401536170453281e-1f);
-        next(6.931530732000761e-1f);
-        next(9.999999250635297e-1f);
-    } else {
-        y = _mm512_set1_ps(7.802452266443102e-2f);
-        next(2.260671553931319e-1f);
-        next(6.958335405644471e-1f);
-        next(9.999252185640101e-1f);
-    }
+    __m512 y = _mm512_set1_ps(1.877576673383137e-3f);
+    const auto next = [&](float c) { y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(c)); };
+    next(8.989340094679272e-3f);
+    next(5.582631805006320e-2f);
+    next(2.401536170453281e-1f);
+    next(6.931530732000761e-1f);
+    next(9.999999250635297e-1f);
     return _mm512_scalef_ps(y, x);
 }
 
+#ifdef __AVX512BF16__
+// 2^(x - base) in bf16, for base - 127 < x < base + 128, else 0. In steps of 1/128 the number itself
+// is in fixed point what a result is in floating point, but for its fraction: that is looked up.
+class Powers {
+public:
+    explicit Powers(__m512 base) {
+        const __m512 zero = _mm512_sub_ps(_mm512_set1_ps(127), base);  // where the exponent is
+        m_even = _mm512_mul_ps(zero, _mm512_set1_ps(128));
+        m_odd = _mm512_fmadd_ps(m_even, _mm512_set1_ps(65536), _mm512_set1_ps(32768));
+        for (int i = 0; i < 2; i++) m_fractions[i] = _mm512_load_si512(fractions().bytes + 64 * i);
+    }
+
+    // Of two vectors, as pairs.
+    __m512i operator()(__m512 even, __m512 odd) const {
+        const __m512 none = _mm512_setzero_ps();
+        const __m512i high = _mm512_set1_epi32((int)0xffff0000), low = _mm512_set1_epi16(127);
+        const __m512 a = _mm512_fmadd_ps(even, _mm512_set1_ps(128), m_even);
+        const __m512 b = _mm512_fmadd_ps(odd, _mm512_set1_ps(128 * 65536), m_odd);
+        const __m512i fixed = _mm512_ternarylogic_epi32(  // a | (b & high)
+            _mm512_cvtps_epi32(_mm512_max_ps(a, none)), _mm512_cvtps_epi32(_mm512_max_ps(b, none)),
+            high, 0xf8);
+        const __m512i found = _mm512_permutex2var_epi8(m_fractions[0], fixed, m_fractions[1]);
+        return _mm512_ternarylogic_epi32(low, found, fixed, 0xca);  // low ? found : fixed
+    }
+
+private:
+    struct Fractions {
+        alignas(64) unsigned char bytes[128];
+        Fractions() {
+            for (int i = 0; i < 128; i++) bytes[i] = std::lround(128 * (std::exp2(i / 128.) - 1));
+        }
+    };
+    static const Fractions& fractions() {
+        static const Fractions found;
+        return found;
+    }
+
+    __m512 m_even, m_odd;
+    __m512i m_fractions[2];
+};
+#endif
+
 // sums[k][r] += narrow[n][k] * wide[n][r] over all n.
-template <int PER>
+template <int PER, class Vector>
 inline __attribute__((always_inline)) void multiply(
-    Tile& sums, const Unit* narrow, const Unit* wide, std::size_t count) {
+    Tile<Vector>& sums, const Unit* narrow, const Unit* wide, std::size_t count) {
     for (std::size_t n = 0; n < count; n++, narrow += ROWS, wide += TILE) {
         __m512i units[VECTORS];
 #pragma GCC unroll 3
@@ -92,37 +127,30 @@ inline void transpose(__m512i rows[LANES]) {
     }
 }
 
-// Two vectors as pairs in bf16, rounded to nearest.
-inline __m512i paired(__m512 even, __m512 odd) {
-    const __m512i half = _mm512_set1_epi32(0x8000);
-    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
-    const __m512i a = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
-    const __m512i b = _mm512_add_epi32(_mm512_castps_si512(odd), half);
-    return _mm512_ternarylogic_epi32(a, b, high, 0xf8);  // a | (b & high)
-}
-
-// A tile of queries, its weights, and what these sum up.
-template <int PER>
+// A tile of queries, its weights, and what these sum up. `EACH`: channels in a unit of queries and
+// keys, PER or 4.
+template <int PER, int EACH>
 struct State {
     alignas(64) Unit queries[MOST_CHANNELS / PER * TILE];  // [units][TILE]
     alignas(64) float weights[BLOCK * TILE];  // logits [keys][TILE], then Unit [keys / PER][TILE]
     alignas(64) float out[MOST_CHANNELS * TILE];  // [channels][TILE]
     __m512 sums[VECTORS], reference[VECTORS], top[VECTORS];
+    __m512 scales[VECTORS];  // of queries in bytes
 
-    // Keys [count / ROWS][units][ROWS], values [channels / ROWS][count / PER][ROWS].
+    // Keys [count / ROWS][channels / EACH][ROWS], values [channels / ROWS][count / PER][ROWS].
     void attend(const Unit* keys, const Unit* values, const float* logs, int count, int channels) {
         for (int r = 0; r < VECTORS; r++) {
             sums[r] = _mm512_setzero_ps();
             reference[r] = _mm512_set1_ps(NEVER);
         }
         std::fill(out, out + channels * TILE, 0.f);
-        const int units = channels / PER;
+        const int units = channels / EACH;
         for (int start = 0; start < count; start += BLOCK) {
             const int rows = std::min(BLOCK, count - start);
             fit(keys + (std::size_t)start * units, logs + start, rows, units);
             for (int r = 0; r < VECTORS; r++) exponentiate(r, rows, channels);
             for (int d = 0; d < channels; d += ROWS) {
-                Tile sum;
+                Tile<> sum;
 #pragma GCC unroll 8
                 for (int k = 0; k < ROWS; k++)
 #pragma GCC unroll 3
@@ -144,12 +172,27 @@ struct State {
         __m512 largest[VECTORS];
         for (int r = 0; r < VECTORS; r++) largest[r] = _mm512_set1_ps(NEVER);
         for (int j = 0; j < rows; j += ROWS) {
-            Tile logits;
+            Tile<> logits;
+            if constexpr (EACH == 4) {
+                Tile<__v16si> whole;
 #pragma GCC unroll 8
-            for (int k = 0; k < ROWS; k++)
+                for (int k = 0; k < ROWS; k++)
 #pragma GCC unroll 3
-                for (int r = 0; r < VECTORS; r++) logits[k][r] = _mm512_set1_ps(logs[j + k]);
-            multiply<PER>(logits, keys + (std::size_t)j * units, queries, units);
+                    for (int r = 0; r < VECTORS; r++) whole[k][r] = __v16si{};
+                multiply<EACH>(whole, keys + (std::size_t)j * units, queries, units);
+#pragma GCC unroll 8
+                for (int k = 0; k < ROWS; k++)
+#pragma GCC unroll 3
+                    for (int r = 0; r < VECTORS; r++)
+                        logits[k][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)whole[k][r]), scales[r],
+                                                       _mm512_set1_ps(logs[j + k]));
+            } else {
+#pragma GCC unroll 8
+                for (int k = 0; k < ROWS; k++)
+#pragma GCC unroll 3
+                    for (int r = 0; r < VECTORS; r++) logits[k][r] = _mm512_set1_ps(logs[j + k]);
+                multiply<EACH>(logits, keys + (std::size_t)j * units, queries, units);
+            }
 #pragma GCC unroll 8
             for (int k = 0; k < ROWS; k++)
 #pragma GCC unroll 3
@@ -166,7 +209,7 @@ struct State {
         const __m512 most = _mm512_add_ps(reference[r], _mm512_set1_ps(HEADROOM));
         if (_mm512_cmp_ps_mask(top[r], most, _CMP_GT_OQ)) {
             const __m512 now = _mm512_max_ps(reference[r], top[r]);
-            const __m512 factor = power<1>(_mm512_sub_ps(reference[r], now));
+            const __m512 factor = power(_mm512_sub_ps(reference[r], now));
             reference[r] = now;
             sums[r] = _mm512_mul_ps(sums[r], factor);
             for (int d = 0; d < channels; d++) {
@@ -174,21 +217,26 @@ struct State {
                 _mm512_store_ps(x, _mm512_mul_ps(_mm512_load_ps(x), factor));
             }
         }
-        const __m512 base = reference[r];
         float* x = weights + r * LANES;
         __m512 total = sums[r];
-        const auto weight = [&](int j) {
-            const __m512 w = power<PER>(_mm512_sub_ps(_mm512_load_ps(x + j * TILE), base));
-            total = _mm512_add_ps(total, w);
-            return w;
-        };
+        if constexpr (PER == 1) {
 #pragma GCC unroll 4
-        for (int j = 0; j < rows; j += PER) {
-            const __m512 w = weight(j);
-            if constexpr (PER == 1)
-                _mm512_store_ps(x + j * TILE, w);
-            else
-                _mm512_store_si512(x + j / 2 * TILE, paired(w, weight(j + 1)));
+            for (int j = 0; j < rows; j++, x += TILE) {
+                const __m512 w = power(_mm512_sub_ps(_mm512_load_ps(x), reference[r]));
+                total = _mm512_add_ps(total, w);
+                _mm512_store_ps(x, w);
+            }
+        } else {
+#ifdef __AVX512BF16__
+            const Powers powers(reference[r]);
+            float* to = x;
+#pragma GCC unroll 4
+            for (int j = 0; j < rows; j += 2, x += 2 * TILE, to += TILE) {
+                const __m512i w = powers(_mm512_load_ps(x), _mm512_load_ps(x + TILE));
+                total = multiplied<2>(total, 0x3f803f80, w);  // with ones
+                _mm512_store_si512(to, w);
+            }
+#endif
         }
         sums[r] = total;
     }
@@ -206,6 +254,38 @@ struct State {
                 for (int l = 0; l < std::min(LANES, units - u); l++)
                     _mm512_store_si512(queries + (u + l) * TILE + i, rows[l]);
             }
+    }
+
+    // Turn the queries into bytes, each with a scale of its own, once channels are multiplied with
+    // `steps`, which those of the keys have.
+    void quantise(const float* steps, int channels) {
+        for (int r = 0; r < VECTORS; r++) {
+            Unit* x = queries + r * LANES;
+            const auto channel = [&](int c) {
+                __m512i unit = _mm512_load_si512(x + c / PER * TILE);
+                if constexpr (PER == 2)
+                    unit = c % 2 ? _mm512_and_si512(unit, _mm512_set1_epi32((int)0xffff0000))
+                                 : _mm512_slli_epi32(unit, 16);
+                return _mm512_mul_ps(_mm512_castsi512_ps(unit), _mm512_set1_ps(steps[c]));
+            };
+            __m512 most = _mm512_set1_ps(1e-30f);
+#pragma GCC unroll 8
+            for (int c = 0; c < channels; c++)
+                most = _mm512_max_ps(most, _mm512_abs_ps(channel(c)));
+            scales[r] = _mm512_mul_ps(most, _mm512_set1_ps(1 / 127.f));
+            const __m512 factor = _mm512_div_ps(_mm512_set1_ps(127), most);
+            const auto byte = [&](int c) {
+                return _mm512_cvtps_epi32(_mm512_mul_ps(channel(c), factor));
+            };
+            for (int c = 0; c < channels; c += 4) {
+                __m512i unit = byte(c + 3);
+#pragma GCC unroll 3
+                for (int i = 2; i >= 0; i--)  // unit << 8 | byte & 255
+                    unit = _mm512_ternarylogic_epi32(_mm512_slli_epi32(unit, 8), byte(c + i),
+                                                     _mm512_set1_epi32(255), 0xf8);
+                _mm512_store_si512(x + c / 4 * TILE, unit);
+            }
+        }
     }
 
     // What `attend` found, divided by the sum of weights.
@@ -250,6 +330,33 @@ inline void pack_keys(const Unit* from, std::size_t stride, std::size_t rows, st
     }
 }
 
+// The keys of a head, `stride` units from one to the next, as [count / ROWS][channels / 4][ROWS] of
+// bytes: how many of `steps`, of each channel, they are above the least.
+template <int PER>
+inline void pack_keys_as_bytes(const Unit* from, std::size_t stride, std::size_t count,
+                               std::size_t channels, Unit* to, float* steps) {
+    for (std::size_t c = 0; c < channels; c += LANES, from += LANES / PER) {
+        const __mmask16 mask = first(channels - c);
+        __m512 least = load<PER>(from, mask), most = least;
+        for (std::size_t j = 1; j < count; j++) {
+            const __m512 x = load<PER>(from + j * stride, mask);
+            least = _mm512_min_ps(least, x);
+            most = _mm512_max_ps(most, x);
+        }
+        const __m512 range = _mm512_max_ps(_mm512_sub_ps(most, least), _mm512_set1_ps(1e-30f));
+        _mm512_mask_storeu_ps(steps + c, mask, _mm512_mul_ps(range, _mm512_set1_ps(1 / 255.f)));
+        const __m512 factor = _mm512_div_ps(_mm512_set1_ps(255), range);
+        for (std::size_t j = 0; j < count; j++) {
+            const __m512 x = _mm512_sub_ps(load<PER>(from + j * stride, mask), least);
+            alignas(16) Unit units[LANES / 4];
+            _mm_store_si128((__m128i*)units, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(
+                                                 _mm512_mul_ps(x, factor))));
+            for (std::size_t u = c / 4; u < std::min(c + LANES, channels) / 4; u++)
+                to[(j / ROWS * (channels / 4) + u) * ROWS + j % ROWS] = units[u - c / 4];
+        }
+    }
+}
+
 // Up to LANES values, which begin at key `start`, into [channels / ROWS][count / PER][ROWS].
 template <int PER>
 inline void pack_values(const Unit* from, std::size_t stride, std::size_t rows, std::size_t units,
@@ -279,8 +386,8 @@ struct Shape {
 };
 
 // Queries [batch][queries][heads][channels], keys and values [batch][keys][heads][channels]; logs,
-// of each image `logs_stride` apart, or null. Output like the queries.
-template <int PER>
+// of each image `logs_stride` apart, or null. Output like the queries. `EACH`: see `State`.
+template <int PER, int EACH>
 void compute(const Shape& s, const Unit* q, const Unit* k, const Unit* v, const float* logs,
              std::size_t logs_stride, Unit* out) {
     struct Free {
@@ -288,41 +395,51 @@ void compute(const Shape& s, const Unit* q, const Unit* k, const Unit* v, const 
     };
     const std::size_t units = s.channels / PER, stride = s.heads * units;
     const std::size_t count = (s.keys + ROWS - 1) / ROWS * ROWS;
-    const std::size_t each = count * units;
+    const std::size_t each_keys = count * s.channels / EACH, each = count * units;
+    const std::size_t heads = s.batch * s.heads;
     const auto allocated = [](std::size_t bytes) {
         return std::unique_ptr<void, Free>(::operator new(bytes, std::align_val_t(64)));
     };
-    const auto packed = allocated(2 * s.batch * s.heads * each * sizeof(Unit));
-    Unit* const keys = static_cast<Unit*>(packed.get());
-    Unit* const values = keys + s.batch * s.heads * each;
-    std::vector<float> biases(s.batch * count, NEVER);
+    const auto packed = allocated(heads * (each_keys + each) * sizeof(Unit));
+    Unit* const values = static_cast<Unit*>(packed.get());
+    Unit* const keys = values + heads * each;
+    std::vector<float> biases(s.batch * count, NEVER), steps(heads * s.channels);
     for (std::size_t b = 0; b < s.batch; b++)
         for (std::size_t j = 0; j < s.keys; j++)
             biases[b * count + j] = logs ? logs[b * logs_stride + j] : 0.f;
 
+    if constexpr (EACH == 4)
+        tbb::parallel_for(std::size_t(0), heads, [&](std::size_t head) {
+            const std::size_t offset = head / s.heads * s.keys * stride + head % s.heads * units;
+            pack_keys_as_bytes<PER>(k + offset, stride, s.keys, s.channels,
+                                    keys + head * each_keys, &steps[head * s.channels]);
+        });
     const std::size_t groups = (s.keys + LANES - 1) / LANES;
-    tbb::parallel_for(std::size_t(0), s.batch * s.heads * groups, [&](std::size_t i) {
+    tbb::parallel_for(std::size_t(0), heads * groups, [&](std::size_t i) {
         const std::size_t head = i / groups, j = i % groups * LANES, b = head / s.heads;
         const std::size_t offset = (b * s.keys + j) * stride + head % s.heads * units;
         const std::size_t rows = std::min<std::size_t>(LANES, s.keys - j);
-        pack_keys(k + offset, stride, rows, units, keys + head * each + j * units);
+        if constexpr (EACH != 4)
+            pack_keys(k + offset, stride, rows, units, keys + head * each_keys + j * units);
         pack_values<PER>(v + offset, stride, rows, units, count, j, values + head * each);
     });
 
     const std::size_t tiles = (s.queries + TILE - 1) / TILE;
     const auto work = [&](const tbb::blocked_range<std::size_t>& range) {
-        State<PER> state;
+        State<PER, EACH> state;
         for (std::size_t i = range.begin(); i < range.end(); i++) {
             const std::size_t head = i / tiles, start = i % tiles * TILE, b = head / s.heads;
             const std::size_t offset = (b * s.queries + start) * stride + head % s.heads * units;
             const int rows = (int)std::min<std::size_t>(TILE, s.queries - start);
             state.load(q + offset, stride, rows, (int)units);
-            state.attend(keys + head * each, values + head * each, &biases[b * count], (int)count,
-                         (int)s.channels);
+            if constexpr (EACH == 4)
+                state.quantise(&steps[head * s.channels], (int)s.channels);
+            state.attend(keys + head * each_keys, values + head * each, &biases[b * count],
+                         (int)count, (int)s.channels);
             state.save(out + offset, stride, rows, (int)s.channels);
         }
     };
-    tbb::parallel_for(tbb::blocked_range<std::size_t>(0, s.batch * s.heads * tiles), work);
+    tbb::parallel_for(tbb::blocked_range<std::size_t>(0, heads * tiles), work);
 }
 
 }  // namespace attention

@@ -7,6 +7,7 @@
 
 #include "attention.hpp"
 #include "depthwise.hpp"
+#include "depthwise_bytes.hpp"
 #include "head.hpp"
 
 namespace {
@@ -25,13 +26,14 @@ Unit* units(ov::Tensor& x) { return static_cast<Unit*>(x.data()); }
 //
 // Inputs: queries (B, N, C), keys (B, M, C), values (B, M, C), all f32 or all bf16; perhaps logs
 // (B, M) or (1, M), f32. C is `heads` times at most `MOST_CHANNELS` channels, a multiple of `ROWS`.
+// Queries and keys that are bf16 are multiplied as bytes where `in_bytes` is 1, not 0.
 // Output: (B, N, C).
 class SoftmaxAttention : public ov::op::Op {
 public:
     OPENVINO_OP("SoftmaxAttention", "segformerpp");
     SoftmaxAttention() = default;
-    SoftmaxAttention(const ov::OutputVector& inputs, std::int64_t heads)
-        : Op(inputs), m_heads(heads) {
+    SoftmaxAttention(const ov::OutputVector& inputs, std::int64_t heads, std::int64_t in_bytes)
+        : Op(inputs), m_heads(heads), m_in_bytes(in_bytes) {
         constructor_validate_and_infer_types();
     }
 
@@ -39,6 +41,7 @@ public:
         const auto type = get_input_element_type(0);
         NODE_VALIDATION_CHECK(this, get_input_size() == 3 || get_input_size() == 4);
         NODE_VALIDATION_CHECK(this, m_heads > 0);
+        NODE_VALIDATION_CHECK(this, !m_in_bytes || type == ov::element::bf16);
         for (int i = 0; i < 3; i++) {
             const auto& shape = get_input_partial_shape(i);
             NODE_VALIDATION_CHECK(this, is_able(type) && get_input_element_type(i) == type);
@@ -63,11 +66,12 @@ public:
     }
 
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-        return std::make_shared<SoftmaxAttention>(inputs, m_heads);
+        return std::make_shared<SoftmaxAttention>(inputs, m_heads, m_in_bytes);
     }
 
     bool visit_attributes(ov::AttributeVisitor& visitor) override {
         visitor.on_attribute("heads", m_heads);
+        visitor.on_attribute("in_bytes", m_in_bytes);
         return true;
     }
 
@@ -83,15 +87,18 @@ public:
             stride = inputs[3].get_shape()[0] == 1 ? 0 : k[1];
         }
         outputs[0].set_shape(q);
-        const bool is_f32 = inputs[0].get_element_type() == ov::element::f32;
-        const auto compute = is_f32 ? attention::compute<1> : attention::compute<2>;
+        auto compute = attention::compute<1, 1>;
+#ifdef __AVX512BF16__
+        if (inputs[0].get_element_type() == ov::element::bf16)
+            compute = m_in_bytes ? attention::compute<2, 4> : attention::compute<2, 2>;
+#endif
         compute({q[0], q[1], k[1], heads, q[2] / heads}, units(inputs[0]), units(inputs[1]),
                 units(inputs[2]), logs, stride, units(outputs[0]));
         return true;
     }
 
 private:
-    std::int64_t m_heads = 1;
+    std::int64_t m_heads = 1, m_in_bytes = 0;
 };
 
 // GELU of a 3x3 depthwise convolution.
@@ -145,6 +152,68 @@ public:
 private:
     std::int64_t m_above = 1, m_below = 1;
 };
+
+#ifdef __AVX512BF16__
+// The same of quantised images, quantised: the result is `zero` and one more for each `step`.
+//
+// Inputs: images (B, H, W, C), u8; weight (9, C), i8; factor (C) and bias (C), f32: the convolution
+// is the factor times what the bytes give, and the bias; zeros (C), u8: what stands for 0 in images.
+// C is a multiple of `GROUP`. Around them there are zeros. Output: like the images.
+class QuantisedDepthwiseGelu : public ov::op::Op {
+public:
+    OPENVINO_OP("QuantisedDepthwiseGelu", "segformerpp");
+    QuantisedDepthwiseGelu() = default;
+    QuantisedDepthwiseGelu(const ov::OutputVector& inputs, float step, std::int64_t zero)
+        : Op(inputs), m_step(step), m_zero(zero) {
+        constructor_validate_and_infer_types();
+    }
+
+    void validate_and_infer_types() override {
+        using ov::element::f32, ov::element::i8, ov::element::u8;
+        const auto& shape = get_input_partial_shape(0);
+        NODE_VALIDATION_CHECK(this, get_input_size() == 5 && shape.size() == 4);
+        NODE_VALIDATION_CHECK(this, shape[3].is_static());
+        const auto channels = shape[3].get_length();
+        NODE_VALIDATION_CHECK(this, channels % depthwise_bytes::GROUP == 0);
+        const ov::element::Type types[] = {u8, i8, f32, f32, u8};
+        for (int i = 0; i < 5; i++)
+            NODE_VALIDATION_CHECK(this, get_input_element_type(i) == types[i]);
+        NODE_VALIDATION_CHECK(this, get_input_partial_shape(1) == ov::PartialShape({9, channels}));
+        for (int i = 2; i < 5; i++)
+            NODE_VALIDATION_CHECK(this, get_input_partial_shape(i) == ov::PartialShape({channels}));
+        NODE_VALIDATION_CHECK(this, m_zero >= 0 && m_zero < 256 && m_step > 0);
+        NODE_VALIDATION_CHECK(this, depthwise_bytes::Result({m_step, (int)m_zero}).bits() >= 0);
+        set_output_type(0, u8, shape);
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<QuantisedDepthwiseGelu>(inputs, m_step, m_zero);
+    }
+
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("step", m_step);
+        visitor.on_attribute("zero", m_zero);
+        return true;
+    }
+
+    bool has_evaluate() const override { return true; }
+
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const auto x = inputs[0].get_shape();
+        outputs[0].set_shape(x);
+        depthwise_bytes::compute(
+            {x[0], x[1], x[2], x[3]}, inputs[0].data<const std::uint8_t>(),
+            inputs[1].data<const std::int8_t>(), inputs[2].data<const float>(),
+            inputs[3].data<const float>(), inputs[4].data<const std::uint8_t>(),
+            {m_step, (int)m_zero}, outputs[0].data<std::uint8_t>());
+        return true;
+    }
+
+private:
+    float m_step = 1;
+    std::int64_t m_zero = 0;
+};
+#endif
 
 // Logits of what four scales add to the fused features: ReLU and classifier of the sum of the finest
 // one's linear layer and three coarser scales, resized bilinearly.
@@ -230,6 +299,9 @@ std::vector<ov::Extension::Ptr> operators() {
     std::vector<ov::Extension::Ptr> all;
     add<SoftmaxAttention>(all);
     add<DepthwiseGelu>(all);
+#ifdef __AVX512BF16__
+    add<QuantisedDepthwiseGelu>(all);
+#endif
     add<DecodeHead>(all);
     return all;
 }

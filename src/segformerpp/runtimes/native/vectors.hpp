@@ -1,4 +1,5 @@
-// What the kernels share: vectors of 16 numbers, kept in f32 or, two to a unit, in bf16.
+// What the kernels share: vectors of 16 numbers, kept in f32 or, two to a unit, in bf16. Where they are
+// only multiplied they may be bytes, four to a unit.
 
 #pragma once
 
@@ -10,7 +11,9 @@
 
 constexpr int LANES = 16;
 
-// What is read, moved and multiplied at a time: one f32, or two neighbours in bf16.
+// What is compiled for AVX512_BF16 is for AVX512_VNNI and AVX512_VBMI, too.
+
+// What is read, moved and multiplied at a time: one f32, two neighbours in bf16, or four bytes.
 using Unit = std::uint32_t;
 
 inline __mmask16 first(std::size_t count) {
@@ -19,9 +22,9 @@ inline __mmask16 first(std::size_t count) {
 
 // 16 numbers, from `16 / PER` units.
 template <int PER>
-inline __m512 load(const Unit* from) {
-    if constexpr (PER == 1) return _mm512_loadu_ps((const float*)from);
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+inline __m512 load(const Unit* from, __mmask16 mask = 0xffff) {
+    if constexpr (PER == 1) return _mm512_maskz_loadu_ps(mask, from);
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
@@ -46,3 +49,11 @@ inline __m512 multiplied(__m512 sum, Unit scalar, __m512i units) {
     return _mm512_fmadd_ps(
         _mm512_castsi512_ps(_mm512_set1_epi32((int)scalar)), _mm512_castsi512_ps(units), sum);
 }
+
+#ifdef __AVX512BF16__
+// The same of bytes; those of the vector have a sign.
+template <int PER>
+inline __v16si multiplied(__v16si sum, Unit scalar, __m512i units) {
+    return (__v16si)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32((int)scalar), units);
+}
+#endif
