@@ -1,9 +1,12 @@
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as opset
 from PIL import Image
 
 from segformerpp import Predictor, cache
@@ -11,10 +14,13 @@ from segformerpp.calibration import Calibration
 from segformerpp.checkpoints import open_checkpoint
 from segformerpp.cli import main
 from segformerpp.errors import UsageError
-from segformerpp.runtimes import int8
+from segformerpp.runtimes import int8, int8_native
 from segformerpp.runtimes.graph import UNQUANTISED, Traits
 from segformerpp.runtimes.native import native_precisions
+from segformerpp.runtimes.openvino import OpenvinoRuntime
+from segformerpp.runtimes.openvino_core import core
 
+OPERATORS = "SoftmaxAttention", "QuantisedDepthwiseGelu", "DepthwiseGelu", "DecodeHead"
 STREET = Path(__file__).parents[2] / "samples" / "highway.png"
 
 
@@ -74,25 +80,34 @@ def test_images_can_be_gone_through_several_times(
     assert counts == [2, 2, 2]
 
 
-@pytest.mark.usefixtures("empty_cache")
-def test_operators_of_our_own_are_left_as_they_are(folder: Path) -> None:
-    """And the logits, which are as exact as the operator in front of them gives them."""
-    from segformerpp.calibration import Calibration
+def kinds(model: ov.Model) -> Counter[str]:
+    return Counter(node.get_type_name() for node in model.get_ops())
 
+
+@pytest.mark.usefixtures("empty_cache")
+def test_operators_of_our_own(folder: Path) -> None:
+    """What they read and give stays as it is, but for depthwise convolutions where there is one for
+    bytes; and the logits stay as exact as the operator in front of them gives them."""
     if not native_precisions():
         pytest.skip("no AVX-512, or no C++ compiler")
     checkpoint = open_checkpoint("camvid-b0", "none")
     images = Calibration(folder, checkpoint.metadata)
-    model, _ = int8.quantised(checkpoint, images, Traits(native=native_precisions()[-1]))
-    kinds = ("SoftmaxAttention", "DepthwiseGelu", "DecodeHead")
-    found = [node for node in model.get_ordered_ops() if node.get_type_name() in kinds]
-    assert len(found) == 8 + 8 + 1
+    precision = native_precisions()[-1]
+    model, _ = int8.quantised(checkpoint, images, Traits(native=precision))
+    found = [node for node in model.get_ordered_ops() if node.get_type_name() in OPERATORS]
+    depthwise = OPERATORS[1 if precision == "bf16" else 2]
+    assert Counter(node.get_type_name() for node in found) == {
+        "SoftmaxAttention": 8, depthwise: 8, "DecodeHead": 1
+    }  # fmt: skip
     for node in found:
+        if node.get_type_name() == OPERATORS[0]:
+            assert node.get_attributes()["in_bytes"] == (precision == "bf16")
         for i in range(node.get_input_size()):
             source = node.input_value(i).get_node()
             while source.get_type_name() in ("Convert", "Transpose", "Reshape"):
                 source = source.input_value(0).get_node()
-            assert source.get_type_name() != "FakeQuantize"
+            quantised = node.get_type_name() == OPERATORS[1] and i == 0
+            assert (source.get_type_name() == "FakeQuantize") == quantised
     behind = [found[-1]]
     for node in behind:
         assert node.get_type_name() != "FakeQuantize"
@@ -100,10 +115,85 @@ def test_operators_of_our_own_are_left_as_they_are(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("empty_cache")
+def test_depthwise_convolutions_in_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within what quantisation is off; OpenVINO runs the layers around them in bytes as well."""
+    if "bf16" not in native_precisions():
+        pytest.skip("no AVX-512 for it, or no C++ compiler")
+    checkpoint = open_checkpoint("camvid-b0", "hq")
+    images = Calibration(folder, checkpoint.metadata)
+    x = next(iter(images.inputs((128, 160), (128, 160), batch=2)))
+    full, ours = (OpenvinoRuntime(checkpoint, p, images=images) for p in ("f32", "int8"))
+    network = ours._compiled(x.shape, "int8").get_runtime_model()
+    layers = [node.get_rt_info() for node in network.get_ops()]
+    outputs = [
+        layer["outputPrecisions"].value for layer in layers
+        if "QuantisedDepthwiseGelu" in layer["originalLayersNames"].value
+    ]  # fmt: skip
+    assert outputs == ["u8"] * 8
+    computed = [
+        layer["primitiveType"].value for layer in layers
+        if layer["layerType"].value == "Convolution"
+    ]  # fmt: skip
+    assert sum(kind.endswith("I8") for kind in computed) == len(computed) - 3
+    monkeypatch.setattr(int8, "use_quantised_depthwise", lambda model: None)
+    monkeypatch.setenv("SEGFORMERPP_CACHE", "off")
+    theirs = OpenvinoRuntime(checkpoint, "int8", images=images)
+    assert theirs._int8
+    assert "QuantisedDepthwiseGelu" not in kinds(theirs._int8[0])
+    exact, a, b = full(x), ours(x), theirs(x)
+    size, error = np.linalg.norm(exact), np.linalg.norm(b - exact)
+    assert np.linalg.norm(a - exact) < 1.2 * error
+    assert np.linalg.norm(a - b) < 1.2 * error < 0.2 * size
+
+
+def quantised_blocks(
+    channels: int, *, levels: int = 256, low: float = -0.17, high: float = 4.0, once: bool = True
+) -> ov.Model:
+    """A depthwise convolution and GELU as nncf quantises them; read once, or once more."""
+    x = opset.parameter([1, channels, 4, 4], np.float32)
+    ends = -2.0, 2.0
+    image = opset.fake_quantize(x, *(np.float32(end) for end in ends * 2), levels)
+    weight = opset.convert(np.ones((channels, 1, 1, 3, 3), np.int8), "f32")
+    weight = opset.multiply(weight, np.full((channels, 1, 1, 1, 1), 0.1, np.float32))
+    y = opset.group_convolution(image, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+    y = opset.add(y, np.zeros((1, channels, 1, 1), np.float32))
+    y = opset.gelu(y, "erf")
+    result = opset.fake_quantize(y, *(np.float32(end) for end in (low, high) * 2), 256)
+    return ov.Model([result] if once else [result, y], [x], "block")
+
+
+@pytest.mark.parametrize(
+    ("form", "replaced"),
+    [
+        ({"channels": 64}, True),
+        ({"channels": 48}, False),
+        ({"channels": 64, "levels": 255}, False),
+        ({"channels": 64, "high": 0.01}, False),
+        ({"channels": 64, "high": 400.0}, False),
+        ({"channels": 64, "low": 0.5}, False),
+        ({"channels": 64, "once": False}, False),
+    ],
+)
+def test_only_what_has_the_expected_form(form: dict[str, Any], replaced: bool) -> None:
+    if "bf16" not in native_precisions():
+        pytest.skip("no AVX-512 for it, or no C++ compiler")
+    model = quantised_blocks(**form)
+    x = np.random.default_rng(0).normal(size=model.input().shape).astype(np.float32)
+
+    def computed() -> np.ndarray:
+        options = {"INFERENCE_PRECISION_HINT": ov.Type.f32}
+        return core().compile_model(model, "CPU", options)(x)[0]
+
+    before = computed()
+    int8_native.use_quantised_depthwise(model)
+    assert kinds(model)["QuantisedDepthwiseGelu"] == replaced
+    step = (4.0 + 0.17) / 255
+    assert np.abs(computed() - before).max() < 1.5 * step
+
+
+@pytest.mark.usefixtures("empty_cache")
 def test_what_is_quantised(folder: Path) -> None:
     """All weights of linear layers and convolutions; not the products of attention."""
-    from segformerpp.calibration import Calibration
-
     checkpoint = open_checkpoint("camvid-b0", "hq")
     images = Calibration(folder, checkpoint.metadata)
     model, _ = int8.quantised(checkpoint, images, Traits(root_mean_square=True))

@@ -14,13 +14,13 @@ from segformerpp.runtimes.graph.layers import QUANTISED_MULTIPLE
 from segformerpp.runtimes.openvino_core import core, ov
 
 _LEVELS = 256
-#: The widest and the narrowest step that the operator takes, and some more.
+#: The steps of results, least and most, with which the operator is as exact as they are.
 _STEPS = 1e-3, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Quantised:
-    """A tensor in bytes: `zeros` stand for 0, and one more for `steps` more; (1,) or of channels."""
+    """A tensor in bytes: `zeros` stand for 0, one more for `steps` more; (1,), or by channel."""
 
     steps: np.ndarray
     zeros: np.ndarray
@@ -31,7 +31,7 @@ class _Quantised:
         if node.get_type_name() != "FakeQuantize" or node.get_attributes()["levels"] != _LEVELS:
             return None
         low, high, *out = (node.input_value(i).get_node().get_data() for i in range(1, 5))
-        if not all(map(np.array_equal, (low, high), out)):
+        if not all(map(np.array_equal, (low, high), out)) or (low >= high).any():
             return None
         steps = (high - low).ravel() / (_LEVELS - 1)
         zeros = np.round(-low.ravel() / steps)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from segformerpp import cache
@@ -28,11 +29,11 @@ logger = logging.getLogger(__name__)
 #: An environment variable; ``off`` for OpenVINO's kernels.
 SWITCH = "SEGFORMERPP_NATIVE"
 
-_FOLDER = Path(__file__).parent
+_SOURCES = [Path(__file__).parent / name for name in ("operators.cpp", "kernels.cpp")]
 # As Linux calls the instructions. Those of AMX, which OpenVINO uses, are faster.
 _NEEDED = "avx512f", "avx512dq", "avx512bw", "avx512vl"
 _FOR_BF16, _AMX = ("avx512_bf16", "avx512_vnni", "avx512vbmi"), "amx_bf16"
-_OPTIONS = "-O2", "-std=c++17", "-shared", "-fPIC"
+_OPTIONS = "-O2", "-std=c++17", "-fPIC"
 _SECONDS = 120.0
 _lock = threading.Lock()
 _found: tuple[str, ...] | None = None
@@ -102,15 +103,21 @@ def _compiled(compiler: str, options: list[str]) -> bytes:
     """
     home = Path(ov.__file__).parent
     libraries = [path.name for path in sorted(home.glob("libs/*")) if _is_needed(path.name)]
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "operators.so")
-        command = [
-            *(compiler, *options, str(_FOLDER / "operators.cpp"), "-o", str(library)),
-            *("-isystem", str(home / "include"), "-L", str(home / "libs")),
-            *(f"-l:{name}" for name in libraries),
-        ]
-        try:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        parts = [str(Path(folder, source.stem + ".o")) for source in _SOURCES]
+
+        def run(*arguments: str) -> None:
+            command = [compiler, *options, *arguments]
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+
+        def compile_part(source: Path, part: str) -> None:
+            run("-c", str(source), "-o", part, "-isystem", str(home / "include"))
+
+        library = Path(folder, "operators.so")
+        try:
+            list(pool.map(compile_part, _SOURCES, parts))
+            found = [f"-l:{name}" for name in libraries]
+            run("-shared", *parts, "-o", str(library), "-L", str(home / "libs"), *found)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             said = (error.stderr or b"").decode(errors="replace")
             logger.info("%s: %s", compiler, " ".join(said.split()) or error)

@@ -22,14 +22,12 @@ namespace attention {
 
 constexpr int VECTORS = 3;             // of queries, in a tile
 constexpr int TILE = LANES * VECTORS;  // queries in a tile
-constexpr int ROWS = 8;                // keys, or channels of values, in a tile
 constexpr int BLOCK = 64;              // keys whose weights are kept; a multiple of ROWS
-constexpr int MOST_CHANNELS = 128;     // of a head
 constexpr float HEADROOM = 20;         // powers of two
 constexpr float NEVER = -1e30f;        // the logit of what fills up the last rows
 
-template <class Vector = __m512>
-using Tile = Vector[ROWS][VECTORS];
+using Tile = __m512[ROWS][VECTORS];
+using WholeTile = __v16si[ROWS][VECTORS];
 
 // 2^x; of it the exponent is exact, the rest a polynomial: 7.5e-8 off at most.
 inline __m512 power(__m512 x) {
@@ -87,9 +85,9 @@ private:
 #endif
 
 // sums[k][r] += narrow[n][k] * wide[n][r] over all n.
-template <int PER, class Vector>
+template <int PER, class Sums>
 inline __attribute__((always_inline)) void multiply(
-    Tile<Vector>& sums, const Unit* narrow, const Unit* wide, std::size_t count) {
+    Sums& sums, const Unit* narrow, const Unit* wide, std::size_t count) {
     for (std::size_t n = 0; n < count; n++, narrow += ROWS, wide += TILE) {
         __m512i units[VECTORS];
 #pragma GCC unroll 3
@@ -127,8 +125,7 @@ inline void transpose(__m512i rows[LANES]) {
     }
 }
 
-// A tile of queries, its weights, and what these sum up. `EACH`: channels in a unit of queries and
-// keys, PER or 4.
+// A tile of queries, its weights, and what these sum up; `EACH` as `compute` has it.
 template <int PER, int EACH>
 struct State {
     alignas(64) Unit queries[MOST_CHANNELS / PER * TILE];  // [units][TILE]
@@ -150,7 +147,7 @@ struct State {
             fit(keys + (std::size_t)start * units, logs + start, rows, units);
             for (int r = 0; r < VECTORS; r++) exponentiate(r, rows, channels);
             for (int d = 0; d < channels; d += ROWS) {
-                Tile<> sum;
+                Tile sum;
 #pragma GCC unroll 8
                 for (int k = 0; k < ROWS; k++)
 #pragma GCC unroll 3
@@ -172,9 +169,9 @@ struct State {
         __m512 largest[VECTORS];
         for (int r = 0; r < VECTORS; r++) largest[r] = _mm512_set1_ps(NEVER);
         for (int j = 0; j < rows; j += ROWS) {
-            Tile<> logits;
+            Tile logits;
             if constexpr (EACH == 4) {
-                Tile<__v16si> whole;
+                WholeTile whole;
 #pragma GCC unroll 8
                 for (int k = 0; k < ROWS; k++)
 #pragma GCC unroll 3
@@ -381,12 +378,6 @@ inline void pack_values(const Unit* from, std::size_t stride, std::size_t rows, 
     }
 }
 
-struct Shape {
-    std::size_t batch, queries, keys, heads, channels;
-};
-
-// Queries [batch][queries][heads][channels], keys and values [batch][keys][heads][channels]; logs,
-// of each image `logs_stride` apart, or null. Output like the queries. `EACH`: see `State`.
 template <int PER, int EACH>
 void compute(const Shape& s, const Unit* q, const Unit* k, const Unit* v, const float* logs,
              std::size_t logs_stride, Unit* out) {

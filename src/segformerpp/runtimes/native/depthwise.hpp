@@ -61,11 +61,6 @@ struct Gelu {
     }
 };
 
-struct Shape {
-    std::size_t batch, height, width, channels;
-    int above, below;  // rows of zeros
-};
-
 template <int PER>
 void compute(const Shape& s, const Unit* in, const float* weight, const float* bias, Unit* out) {
     static const Gelu<PER> gelu;

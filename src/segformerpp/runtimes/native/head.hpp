@@ -15,23 +15,10 @@
 namespace head {
 
 constexpr int PIXELS = 12;              // of a tile
-constexpr int VECTORS = 2;              // of channels, of a tile
-constexpr int MAPS = 3;                 // coarser scales
-constexpr int WIDTH = VECTORS * LANES;  // channels of a tile
+constexpr int VECTORS = WIDTH / LANES;  // of channels, of a tile
 
 template <int WIDE>
 using Tile = __m512[PIXELS][WIDE];
-
-// What a coarser scale adds: [batch][height][width][features].
-struct Map {
-    const Unit* data;
-    std::size_t height, width;
-};
-
-struct Shape {
-    std::size_t batch, height, width;       // of the finest scale
-    std::size_t depth, features, classes;   // channels of its tokens, of the sum, of the result
-};
 
 // Where a row or column lies between two of a coarser scale (pixel centres are at halves).
 struct Place {
@@ -183,10 +170,6 @@ private:
     std::vector<Unit> m_features;              // [PIXELS][features]
 };
 
-// Tokens [batch][height][width][depth] -> [batch][height][width][classes].
-//
-// weight: [features / WIDTH][depth / PER][WIDTH]; classifier: [n][features / PER][WIDTH] and bias:
-// [n * WIDTH], filled up with zeros behind the last class.
 template <int PER>
 void compute(const Shape& s, const Unit* in, const Unit* weight, const std::vector<Map>& maps,
              const Unit* classifier, const float* bias, float* out) {

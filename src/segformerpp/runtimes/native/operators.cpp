@@ -5,10 +5,7 @@
 #include <openvino/frontend/extension.hpp>
 #include <openvino/op/op.hpp>
 
-#include "attention.hpp"
-#include "depthwise.hpp"
-#include "depthwise_bytes.hpp"
-#include "head.hpp"
+#include "kernels.hpp"
 
 namespace {
 
@@ -142,8 +139,10 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
         const auto x = inputs[0].get_shape();
         outputs[0].set_shape({x[0], x[1] + m_above + m_below - 2, x[2], x[3]});
-        const bool is_f32 = inputs[0].get_element_type() == ov::element::f32;
-        const auto compute = is_f32 ? depthwise::compute<1> : depthwise::compute<2>;
+        auto compute = depthwise::compute<1>;
+#ifdef __AVX512BF16__
+        if (inputs[0].get_element_type() == ov::element::bf16) compute = depthwise::compute<2>;
+#endif
         compute({x[0], x[1], x[2], x[3], (int)m_above, (int)m_below}, units(inputs[0]),
                 inputs[1].data<const float>(), inputs[2].data<const float>(), units(outputs[0]));
         return true;
@@ -278,8 +277,10 @@ public:
         }
         const head::Shape shape{x[0], x[1], x[2], x[3], inputs[2].get_shape()[3],
                                 (std::size_t)m_classes};
-        const bool is_f32 = inputs[0].get_element_type() == ov::element::f32;
-        const auto compute = is_f32 ? head::compute<1> : head::compute<2>;
+        auto compute = head::compute<1>;
+#ifdef __AVX512BF16__
+        if (inputs[0].get_element_type() == ov::element::bf16) compute = head::compute<2>;
+#endif
         compute(shape, units(inputs[0]), units(inputs[1]), maps, units(inputs[2 + head::MAPS]),
                 inputs[3 + head::MAPS].data<const float>(), outputs[0].data<float>());
         return true;

@@ -5,16 +5,7 @@
 
 #include <immintrin.h>
 
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-
-constexpr int LANES = 16;
-
-// What is compiled for AVX512_BF16 is for AVX512_VNNI and AVX512_VBMI, too.
-
-// What is read, moved and multiplied at a time: one f32, two neighbours in bf16, or four bytes.
-using Unit = std::uint32_t;
+#include "kernels.hpp"
 
 inline __mmask16 first(std::size_t count) {
     return count < LANES ? (__mmask16)((1u << count) - 1) : (__mmask16)0xffff;
