@@ -2,8 +2,9 @@
 
     python benchmarks/operators.py
 
-In f32 and, on processors that have it, bf16, on random numbers, in turns. `ratio` is the median of
-ours over that of OpenVINO's; 1024x1024 images, `none`.
+In f32 and, on processors that have it, bf16 and int8, on random numbers, in turns. `ratio` is the
+median of ours over that of OpenVINO's, which computes both in bf16 in quantised networks, too;
+1024x1024 images, `none`.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
+from openvino import opset13 as opset
 from rich.console import Console
 from rich.table import Table
 
 from segformerpp.benchmark.run import machine
 from segformerpp.runtimes.graph.attention import Projections, attention
-from segformerpp.runtimes.graph.builder import Graph, Value
+from segformerpp.runtimes.graph.builder import Form, Graph, Value
 from segformerpp.runtimes.graph.layers import Layers
+from segformerpp.runtimes.int8_native import use_quantised_depthwise
 from segformerpp.runtimes.native import native_precisions
 from segformerpp.runtimes.openvino_core import core, ov
 
@@ -61,10 +63,12 @@ def convolve(shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], Write]:
     return [(1, height, width, channels)], write
 
 
-def compiled(inputs: list[tuple[int, ...]], write: Write, native: str, precision: str) -> Any:
-    """What computes it, once, on random numbers."""
+def network(
+    inputs: list[tuple[int, ...]], write: Write, native: str, form: Form = "processor"
+) -> ov.Model:
+    """What is to be computed."""
     rng = np.random.default_rng(0)
-    g = Graph()
+    g = Graph(form)
     channels = inputs[0][-1]
     tensors = {
         "dwconv.weight": rng.normal(size=(channels, 1, 3, 3)).astype(np.float32),
@@ -76,17 +80,47 @@ def compiled(inputs: list[tuple[int, ...]], write: Write, native: str, precision
         for i, shape in enumerate(inputs)
     ]
     model = g.model(infos, [(write(Layers(g, tensors), native), out)], {})
+    return core().read_model(model.SerializeToString())
+
+
+def quantised_convolution(shape: tuple[int, ...]) -> ov.Model:
+    """The depthwise convolution and GELU, quantised as nncf does it."""
+    height, width, channels = shape
+    rng = np.random.default_rng(0)
+    x = opset.parameter([1, height, width, channels], np.float32, "x0")
+    image = opset.transpose(x, np.array([0, 3, 1, 2]))
+    step = np.full((1, channels, 1, 1), 1 / 64, np.float32)
+    image = opset.fake_quantize(image, *(end * step for end in (-128, 127) * 2), 256)
+    taps = rng.integers(-127, 128, (channels, 1, 1, 3, 3), np.int8)
+    weight = opset.multiply(opset.convert(taps, "f32"), step.reshape(-1, 1, 1, 1, 1))
+    y = opset.group_convolution(image, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+    y = opset.gelu(opset.add(y, np.zeros_like(step)), "erf")
+    y = opset.fake_quantize(y, *(np.float32(end / 32) for end in (-6, 249) * 2), 256)
+    reader = opset.multiply(
+        opset.convert(np.ones((32, channels, 1, 1), np.int8), "f32"), np.float32(0.01)
+    )
+    y = opset.convolution(y, reader, [1, 1], [0, 0], [0, 0], [1, 1])
+    return ov.Model([y], [x], "convolution")
+
+
+def timed(model: ov.Model, precision: str) -> Callable[[], float]:
+    """What computes it, once, on random numbers, and tells how long the operator took, in ms."""
+    rng = np.random.default_rng(0)
     options = {
-        "INFERENCE_PRECISION_HINT": {"f32": ov.Type.f32, "bf16": ov.Type.bf16}[precision],
+        "INFERENCE_PRECISION_HINT": ov.Type.f32 if precision == "f32" else ov.Type.bf16,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
+        "PERF_COUNT": True,
     }
-    network = core().read_model(model.SerializeToString())
-    options["PERF_COUNT"] = True
-    request = core().compile_model(network, "CPU", options).create_infer_request()
-    numbers = [rng.normal(size=shape, scale=0.5).astype(np.float32) for shape in inputs]
-
-    counted = ("Reference",) if native else ("Subgraph", "GroupConvolution")
+    request = core().compile_model(model, "CPU", options).create_infer_request()
+    shapes = [tuple(value.shape) for value in model.inputs]
+    numbers = [rng.normal(size=shape, scale=0.5).astype(np.float32) for shape in shapes]
+    ours = {"SoftmaxAttention", "DepthwiseGelu", "QuantisedDepthwiseGelu"}
+    is_native = any(node.get_type_name() in ours for node in model.get_ops())
+    counted = ("Reference",) if is_native else ("Subgraph", "GroupConvolution")
+    if precision == "int8" and not is_native:
+        # Not what quantises the image.
+        counted = ("Subgraph",) if len(numbers) > 1 else ("GroupConvolution",)
 
     def milliseconds() -> float:
         request.infer(numbers, share_inputs=True, share_outputs=True)
@@ -95,6 +129,19 @@ def compiled(inputs: list[tuple[int, ...]], write: Write, native: str, precision
         return sum(node.real_time.total_seconds() * 1e3 for node in nodes)
 
     return milliseconds
+
+
+def models(
+    name: str, shape: tuple[int, ...], inputs: list[tuple[int, ...]], write: Write, precision: str
+) -> tuple[ov.Model, ov.Model]:
+    """With OpenVINO's kernels, and with operators of our own."""
+    if precision != "int8":
+        return network(inputs, write, ""), network(inputs, write, precision)
+    if name == "attention":
+        return network(inputs, write, "", "int8"), network(inputs, write, "bf16", "int8")
+    theirs, ours = quantised_convolution(shape), quantised_convolution(shape)
+    use_quantised_depthwise(ours)
+    return theirs, ours
 
 
 def main() -> None:
@@ -107,10 +154,12 @@ def main() -> None:
         *(("attention", shape, *attend(shape)) for shape in ATTENTION),
         *(("convolution", shape, *convolve(shape)) for shape in CONVOLUTIONS),
     ]
+    able = native_precisions()
     for name, shape, inputs, write in cases:
-        for precision in native_precisions():
-            ways = (compiled(inputs, write, native, precision) for native in ("", precision))
-            theirs, ours = ways
+        for precision in (*able, "int8") if "bf16" in able else able:
+            theirs, ours = (
+                timed(model, precision) for model in models(name, shape, inputs, write, precision)
+            )
             times = [(theirs(), ours()) for _ in range(rounds)][2:]
             a, b = (statistics.median(column) for column in zip(*times, strict=True))
             row = [name, "x".join(map(str, shape)), precision]

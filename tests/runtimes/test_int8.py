@@ -146,19 +146,22 @@ def test_depthwise_convolutions_in_bytes(folder: Path, monkeypatch: pytest.Monke
     assert np.linalg.norm(a - b) < 1.2 * error < 0.2 * size
 
 
-def quantised_blocks(
-    channels: int, *, levels: int = 256, low: float = -0.17, high: float = 4.0, once: bool = True
+STEP = 0.0165
+
+
+def quantised_block(
+    channels: int, *, levels: int = 256, step: float = STEP, zero: float = 10, once: bool = True
 ) -> ov.Model:
     """A depthwise convolution and GELU as nncf quantises them; read once, or once more."""
     x = opset.parameter([1, channels, 4, 4], np.float32)
-    ends = -2.0, 2.0
-    image = opset.fake_quantize(x, *(np.float32(end) for end in ends * 2), levels)
+    image = opset.fake_quantize(x, *(np.float32(end * STEP) for end in (-128, 127) * 2), levels)
     weight = opset.convert(np.ones((channels, 1, 1, 3, 3), np.int8), "f32")
     weight = opset.multiply(weight, np.full((channels, 1, 1, 1, 1), 0.1, np.float32))
     y = opset.group_convolution(image, weight, [1, 1], [1, 1], [1, 1], [1, 1])
     y = opset.add(y, np.zeros((1, channels, 1, 1), np.float32))
     y = opset.gelu(y, "erf")
-    result = opset.fake_quantize(y, *(np.float32(end) for end in (low, high) * 2), 256)
+    ends = [np.float32(end * step) for end in (-zero, 255 - zero) * 2]
+    result = opset.fake_quantize(y, *ends, 256)
     return ov.Model([result] if once else [result, y], [x], "block")
 
 
@@ -168,16 +171,17 @@ def quantised_blocks(
         ({"channels": 64}, True),
         ({"channels": 48}, False),
         ({"channels": 64, "levels": 255}, False),
-        ({"channels": 64, "high": 0.01}, False),
-        ({"channels": 64, "high": 400.0}, False),
-        ({"channels": 64, "low": 0.5}, False),
+        ({"channels": 64, "step": 1e-4}, False),
+        ({"channels": 64, "step": 2.0}, False),
+        ({"channels": 64, "zero": 10.5}, False),
+        ({"channels": 64, "zero": -1}, False),
         ({"channels": 64, "once": False}, False),
     ],
 )
 def test_only_what_has_the_expected_form(form: dict[str, Any], replaced: bool) -> None:
     if "bf16" not in native_precisions():
         pytest.skip("no AVX-512 for it, or no C++ compiler")
-    model = quantised_blocks(**form)
+    model = quantised_block(**form)
     x = np.random.default_rng(0).normal(size=model.input().shape).astype(np.float32)
 
     def computed() -> np.ndarray:
@@ -187,8 +191,7 @@ def test_only_what_has_the_expected_form(form: dict[str, Any], replaced: bool) -
     before = computed()
     int8_native.use_quantised_depthwise(model)
     assert kinds(model)["QuantisedDepthwiseGelu"] == replaced
-    step = (4.0 + 0.17) / 255
-    assert np.abs(computed() - before).max() < 1.5 * step
+    assert np.abs(computed() - before).max() < 1.1 * STEP
 
 
 @pytest.mark.usefixtures("empty_cache")

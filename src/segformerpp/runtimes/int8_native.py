@@ -14,6 +14,8 @@ from segformerpp.runtimes.graph.layers import QUANTISED_MULTIPLE
 from segformerpp.runtimes.openvino_core import core, ov
 
 _LEVELS = 256
+#: How far, in steps, 0 may be from what stands for it: nncf has it exact, but for rounding.
+_UNEVEN = 0.01
 #: The steps of results, least and most, with which the operator is as exact as they are.
 _STEPS = 1e-3, 1.0
 
@@ -34,8 +36,9 @@ class _Quantised:
         if not all(map(np.array_equal, (low, high), out)) or (low >= high).any():
             return None
         steps = (high - low).ravel() / (_LEVELS - 1)
-        zeros = np.round(-low.ravel() / steps)
-        if zeros.min() < 0 or zeros.max() >= _LEVELS:
+        exact = -low.ravel() / steps
+        zeros = np.round(exact)
+        if zeros.min() < 0 or zeros.max() >= _LEVELS or np.abs(zeros - exact).max() > _UNEVEN:
             return None
         return cls(steps.astype(np.float32), zeros.astype(np.uint8))
 
