@@ -15,10 +15,11 @@ from segformerpp.checkpoints import open_checkpoint
 from segformerpp.cli import main
 from segformerpp.errors import UsageError
 from segformerpp.runtimes import int8, int8_native
-from segformerpp.runtimes.graph import UNQUANTISED, Traits
+from segformerpp.runtimes.graph import UNQUANTISED
 from segformerpp.runtimes.native import native_precisions
 from segformerpp.runtimes.openvino import OpenvinoRuntime
 from segformerpp.runtimes.openvino_core import core
+from segformerpp.runtimes.traits import Traits
 
 OPERATORS = "SoftmaxAttention", "QuantisedDepthwiseGelu", "DepthwiseGelu", "DecodeHead"
 STREET = Path(__file__).parents[2] / "samples" / "highway.png"

@@ -23,12 +23,12 @@ from segformerpp.runtimes.graph import (
     IMAGES,
     UNQUANTISED,
     Interface,
-    Traits,
     build,
 )
 from segformerpp.runtimes.int8_native import use_quantised_depthwise
 from segformerpp.runtimes.openvino_core import core, ov, passes
 from segformerpp.runtimes.sizes import least_size
+from segformerpp.runtimes.traits import Traits
 
 _KIND = "int8"
 #: How long a process waits for another one that quantises the same network.

@@ -21,9 +21,10 @@ from segformerpp.runtimes.openvino_core import core, divides_by_root_mean_square
 from segformerpp.runtimes.precision import SHORTER_SIDE, keeps_labels
 from segformerpp.runtimes.processor import cores
 from segformerpp.runtimes.sizes import warn_small_grids
+from segformerpp.runtimes.traits import Traits
 
 if TYPE_CHECKING:
-    from segformerpp.runtimes.graph import MatchFlow, Traits
+    from segformerpp.runtimes.graph import MatchFlow
     from segformerpp.runtimes.int8 import Images
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class OpenvinoRuntime:
                 f"precision: OpenVINO has {', '.join(self._hints)} on this machine's "
                 f"{self.device}, not {precision!r}"
             )
+        if self.device == "cpu":
+            native_precisions()  # it may have to compile, which is no time of the first image's
         self.threads = (threads or cores()) if self.device == "cpu" else 0
         self.streams = streams_of(self.threads)
         self._checkpoint = checkpoint
@@ -244,8 +247,6 @@ class OpenvinoRuntime:
 
     def _traits(self, precision: str, streams: int) -> Traits:
         """What graphs may count on: on a processor, in the precisions that were measured."""
-        from segformerpp.runtimes.graph import Traits
-
         if self.device != "cpu" or precision not in ("int8", *_VALUE_BYTES):
             return Traits()
         divides = divides_by_root_mean_square()

@@ -10,7 +10,8 @@ from segformerpp.errors import UsageError
 from segformerpp.models import Metadata, Segformer
 from segformerpp.plans import PRESETS, MergePlan
 from segformerpp.plans.strategies import warn_small_grid
-from segformerpp.runtimes.graph import Form, Interface, Traits, build
+from segformerpp.runtimes.graph import Form, Interface, build
+from segformerpp.runtimes.traits import Traits
 from segformerpp.tasks.segmentation import normalise
 from tests.runtimes.graph.parity import (
     ENGINES,

@@ -10,7 +10,7 @@ from segformerpp.runtimes.graph.build import (
     MatchFlow,
     build,
 )
-from segformerpp.runtimes.graph.builder import OPSET, UNQUANTISED, Form, Traits
+from segformerpp.runtimes.graph.builder import OPSET, UNQUANTISED, Form
 
 __all__ = [
     "BEFORE",
@@ -23,6 +23,5 @@ __all__ = [
     "Form",
     "Interface",
     "MatchFlow",
-    "Traits",
     "build",
 ]

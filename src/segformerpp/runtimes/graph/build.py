@@ -15,11 +15,12 @@ from segformerpp.arguments import Size
 from segformerpp.errors import UsageError
 from segformerpp.models.config import Metadata, SegformerConfig
 from segformerpp.plans import MergePlan
-from segformerpp.runtimes.graph.builder import Dim, Form, Graph, Traits, Value
+from segformerpp.runtimes.graph.builder import Dim, Form, Graph, Value
 from segformerpp.runtimes.graph.labels import label_map, label_type
 from segformerpp.runtimes.graph.layers import Tensors
 from segformerpp.runtimes.graph.network import NetworkWriter
 from segformerpp.runtimes.sizes import least_size, logit_size
+from segformerpp.runtimes.traits import Traits
 
 IMAGES, LOGITS, LABELS = "images", "logits", "labels"
 #: What becomes of what bipartite matching finds: see `Interface`.

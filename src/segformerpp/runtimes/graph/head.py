@@ -12,9 +12,10 @@ import numpy as np
 from onnx import TensorProto
 
 from segformerpp.models.config import SegformerConfig
-from segformerpp.runtimes.graph.builder import Dim, Operand, Traits, Value
+from segformerpp.runtimes.graph.builder import Dim, Operand, Value
 from segformerpp.runtimes.graph.layers import Layers, resize, to_image, to_tokens
 from segformerpp.runtimes.graph.matching import Tokens
+from segformerpp.runtimes.traits import Traits
 
 #: Bands have so many rows or a multiple, as many as the coarsest scale has in one of its own: most
 #: then read equally many rows of it in the same shares, which are stored once. No bands where so

@@ -16,7 +16,7 @@ import numpy as np
 from segformerpp.models.config import SegformerConfig
 from segformerpp.plans import BipartiteMatching, Merge, MergePlan
 from segformerpp.runtimes.graph.attention import Projections, attention
-from segformerpp.runtimes.graph.builder import Dim, Graph, Traits, Value
+from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.head import HeadWriter, Scale
 from segformerpp.runtimes.graph.layers import (
     Layers,
@@ -35,6 +35,7 @@ from segformerpp.runtimes.graph.matching import (
     nearest,
 )
 from segformerpp.runtimes.sizes import patch_grid, share_of
+from segformerpp.runtimes.traits import Traits
 
 #: What the hidden features of a Mix-FFN may take before they are made in bands, the size of such
 #: a band, and how many there are at most; bytes.
