@@ -78,12 +78,14 @@ def in_bytes(
     """What is left of queries and keys: the steps of keys are their channel's, those of queries,
     once they are multiplied with these, the query's."""
     batch, count = k.shape[:2]
+    steps, steps_of_queries, one = np.float32(255), np.float32(127), np.float32(1)
     k = k.reshape(batch, count, heads, channels)
-    step = np.maximum(np.ptp(k, axis=1, keepdims=True), 1e-30) / np.float32(255)
-    keys = np.round((k - k.min(axis=1, keepdims=True)) / step)
-    queries = q.reshape(batch, -1, heads, channels) * step
-    scale = np.maximum(np.abs(queries).max(axis=3, keepdims=True), 1e-30) / np.float32(127)
-    queries = np.round(queries / scale) * scale
+    ranges = np.maximum(np.ptp(k, axis=1, keepdims=True), np.float32(1e-30))
+    keys = np.round((k - k.min(axis=1, keepdims=True)) * (steps / ranges))
+    queries = q.reshape(batch, -1, heads, channels) * (ranges * (one / steps))
+    most = np.maximum(np.abs(queries).max(axis=3, keepdims=True), np.float32(1e-30))
+    whole = np.round(queries * (steps_of_queries / most)).astype(np.float64)
+    queries = whole * (most * (one / steps_of_queries))
     return queries.reshape(q.shape), keys.reshape(batch, count, -1)
 
 
@@ -270,6 +272,15 @@ def test_networks_with_and_without(
     assert error < {"f32": 1e-5, "bf16": 0.04}[precision]
 
 
+@each_precision
+def test_nan_in_a_token_reaches_all_queries(precision: str) -> None:
+    need(precision)
+    q, x = values(0, 1, 3, 16), values(1, 1, 9, 16)
+    x[0, 4] = np.nan
+    inputs = "SoftmaxAttention", precision, (0, 1, 2), q, x, x
+    assert np.isnan(computed(*inputs, heads=1, in_bytes=0)).all()
+
+
 def test_nan_stays_nan() -> None:
     need("f32")
     x, sides = np.full((1, 1, 1, 16), np.nan, np.float32), {"above": 1, "below": 1}
@@ -297,7 +308,31 @@ def test_nan_stays_nan() -> None:
 def test_shapes_that_do_not_fit(shapes: list[tuple[int, ...]], heads: int) -> None:
     need("f32")
     with pytest.raises(RuntimeError, match=r"SoftmaxAttention|Check"):
-        computed("SoftmaxAttention", "f32", (), *(values(0, *s) for s in shapes), heads=heads)
+        computed(
+            "SoftmaxAttention", "f32", (), *(values(0, *s) for s in shapes), heads=heads, in_bytes=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("channels", "attributes"),
+    [
+        (32, {}),
+        (64, {"step": 4.1}),
+        (64, {"step": 1e-4}),
+        (64, {"zero": 256}),
+        (64, {"step": -1.0}),
+    ],
+)
+def test_quantised_convolutions_that_do_not_fit(channels: int, attributes: dict[str, Any]) -> None:
+    need("bf16")
+    x, taps = np.zeros((1, 2, 2, channels), np.uint8), np.zeros((9, channels), np.int8)
+    floats, zeros = np.zeros(channels, np.float32), np.zeros(channels, np.uint8)
+    options = {"step": 0.01, "zero": 3} | attributes
+    inputs = x, taps, floats, floats, zeros
+    with pytest.raises(RuntimeError, match=r"QuantisedDepthwiseGelu|Check"):
+        computed("QuantisedDepthwiseGelu", "f32", (), *inputs, **options)
+    with pytest.raises(RuntimeError, match=r"SoftmaxAttention|Check"):  # f32 in bytes
+        computed("SoftmaxAttention", "f32", (), *[values(0, 1, 9, 16)] * 3, heads=1, in_bytes=1)
 
 
 ANOTHER_START = """
@@ -358,9 +393,10 @@ def test_without_bf16(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert native._find() == ("f32",)
     monkeypatch.setattr(native, "_compiled", pytest.fail)
     assert native._find() == ("f32",)  # from the cache
-    able = frozenset({*native._NEEDED, *native._FOR_BF16, native._AMX})
-    monkeypatch.setattr(native, "instructions", lambda: able)
-    assert native._find() == ("f32",)
+    full = frozenset({*native._NEEDED, *native._FOR_BF16})
+    for able in (full | {native._AMX}, *(full - {name} for name in native._FOR_BF16)):
+        monkeypatch.setattr(native, "instructions", lambda able=able: able)
+        assert native._find() == ("f32",)
 
 
 def test_other_machines(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

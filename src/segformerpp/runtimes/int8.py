@@ -155,8 +155,8 @@ def quantise(model: Any, inputs: Iterable[np.ndarray], count: int) -> Any:
     What stays as it is: attention and the matching of tokens, all of them matrix products, which
     OpenVINO has faster kernels for than int8 would give (and in bf16 where there is such a thing);
     norms, with what centres tokens for them, and the softmax, as nncf leaves them; what operators
-    of our own compute (`native`: the depthwise convolutions, and most of the head); and what stands
-    before and behind the network. Nothing is shifted from activations to weights ("smooth
+    of our own compute by then (`native`; some only come afterwards, see `int8_native`); and what
+    stands before and behind the network. Nothing is shifted from activations to weights ("smooth
     quantisation"): camvid-b0 loses a third of its labels by it.
 
     Raises:

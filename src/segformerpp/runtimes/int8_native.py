@@ -14,7 +14,8 @@ from segformerpp.runtimes.graph.layers import QUANTISED_MULTIPLE
 from segformerpp.runtimes.openvino_core import core, ov
 
 _LEVELS = 256
-#: How far, in steps, 0 may be from what stands for it: nncf has it exact, but for rounding.
+#: How far, in steps, 0 may be from what stands for it in results: they have both signs, for which
+#: nncf has it exact, but for rounding.
 _UNEVEN = 0.01
 #: The steps of results, least and most, with which the operator is as exact as they are.
 _STEPS = 1e-3, 1.0
@@ -22,7 +23,7 @@ _STEPS = 1e-3, 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Quantised:
-    """A tensor in bytes: `zeros` stand for 0, one more for `steps` more; (1,), or by channel."""
+    """A tensor in bytes: how many of `steps` it is above `-zeros` of them; both (1,) or (C,)."""
 
     steps: np.ndarray
     zeros: np.ndarray
@@ -32,23 +33,32 @@ class _Quantised:
         """What a FakeQuantize makes of a tensor; None where it is something else."""
         if node.get_type_name() != "FakeQuantize" or node.get_attributes()["levels"] != _LEVELS:
             return None
-        low, high, *out = (node.input_value(i).get_node().get_data() for i in range(1, 5))
-        if not all(map(np.array_equal, (low, high), out)) or (low >= high).any():
+        limits = [limit for i in range(1, 5) if (limit := _constant(node, i)) is not None]
+        if len(limits) < 4 or not all(map(np.array_equal, limits[:2], limits[2:])):
             return None
+        low, high = limits[:2]
         steps = (high - low).ravel() / (_LEVELS - 1)
-        exact = -low.ravel() / steps
-        zeros = np.round(exact)
-        if zeros.min() < 0 or zeros.max() >= _LEVELS or np.abs(zeros - exact).max() > _UNEVEN:
+        if (steps <= 0).any():
             return None
-        return cls(steps.astype(np.float32), zeros.astype(np.uint8))
+        return cls(steps.astype(np.float32), -low.ravel() / steps)
+
+    @property
+    def nearest(self) -> np.ndarray:
+        """The bytes that are next to 0."""
+        return np.round(self.zeros).clip(0, _LEVELS - 1).astype(np.uint8)
+
+    @property
+    def error(self) -> float:
+        """What 0 is off in them, in steps."""
+        return float(np.abs(self.zeros - self.nearest).max())
 
 
 def use_quantised_depthwise(model: ov.Model) -> None:
     """Have operators of our own compute the quantised depthwise convolutions and their GELU.
 
     Args:
-        model: the network as nncf quantised it, which is changed; OpenVINO's kernels compute what
-            does not have the form that is expected.
+        model: the network as nncf quantised it, which is changed; what does not have the form of
+            our Mix-FFN is left to OpenVINO's kernels.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() == "GroupConvolution":
@@ -57,32 +67,36 @@ def use_quantised_depthwise(model: ov.Model) -> None:
 
 def _replace(convolution: Any) -> None:
     source = convolution.input_value(0).get_node()
-    weight = convolution.input_value(1).get_node()
     bias = _only_user(convolution, "Add")
     gelu = bias and _only_user(bias, "Gelu")
     target = gelu and _only_user(gelu, "FakeQuantize")
-    before, behind = _Quantised.of(source), target and _Quantised.of(target)
-    if not before or not behind or behind.steps.size > 1 or weight.get_type_name() != "Multiply":
+    if not target or gelu.get_attributes()["approximation_mode"] != "ERF":
         return
-    taps, scale = (weight.input_value(i).get_node() for i in (0, 1))
-    taps = taps.input_value(0).get_node()
-    if taps.get_element_type() != ov.Type.i8 or not _STEPS[0] < behind.steps[0] < _STEPS[1]:
+    image, result = _Quantised.of(source), _Quantised.of(target)
+    weight, shift = _quantised_weight(convolution), _constant(bias, 1)
+    if image is None or result is None or weight is None or shift is None:
         return
-    taps = taps.get_data().reshape(-1, 9).T
+    taps, scale = weight
     channels = taps.shape[1]
-    if channels % QUANTISED_MULTIPLE:
+    if channels % QUANTISED_MULTIPLE or shift.size != channels or image.error > 0.5:
         return
-    factor = before.steps * scale.get_data().ravel()
-    zeros = np.broadcast_to(before.zeros, channels)
-    shift = bias.input_value(1).get_node().get_data().ravel()
-    shift = shift - factor * taps.sum(axis=0, dtype=np.int32) * zeros
+    if result.steps.size > 1 or result.error > _UNEVEN:
+        return
+    if not _STEPS[0] < result.steps[0] < _STEPS[1]:
+        return
+    factor = np.broadcast_to(image.steps * scale, channels)
+    # Exact but for the zeros around the image.
+    shift = shift.ravel() - factor * taps.sum(axis=0, dtype=np.int32) * image.zeros
+    zeros = np.broadcast_to(image.nearest, channels)
 
     g = Graph("int8")
     g.prefix = convolution.get_friendly_name() + "."
-    step, zero = behind.steps[0], behind.zeros[0]
+    step, zero = result.steps[0], result.nearest[0]
     x = g.transpose(Value(g, "x"), 0, 2, 3, 1)
     x = g.op(
-        "QuantisedDepthwiseGelu", x, taps, factor, shift, zeros, step=float(step), zero=int(zero)
+        *("QuantisedDepthwiseGelu", x, taps, factor, shift.astype(np.float32), zeros),
+        step=float(step),
+        zero=int(zero),
     )
     # In this order OpenVINO sees that what reads it can read bytes.
     x = (g.op("Cast", x, to=TensorProto.FLOAT) - np.full((1, 1, 1, 1), zero, np.float32)) * step
@@ -98,6 +112,30 @@ def _replace(convolution: Any) -> None:
     bytes_ = opset.fake_quantize(source.input_value(0), low, high, least, most, _LEVELS)
     _move_users(piece.inputs[0], opset.convert(bytes_, "u8").output(0))
     _move_users(target.output(0), piece.get_results()[0].input_value(0))
+
+
+def _quantised_weight(convolution: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Taps (9, C), int8, and their unit, (1,) or (C,), if this is a convolution of our Mix-FFN."""
+    attributes, weight = convolution.get_attributes(), convolution.input_value(1)
+    kernel = weight.get_partial_shape()
+    if not kernel.is_static or list(kernel.to_shape())[1:] != [1, 1, 3, 3]:
+        return None
+    if any(attributes[n] != [1, 1] for n in ("strides", "pads_begin", "pads_end", "dilations")):
+        return None
+    product = weight.get_node()
+    if product.get_type_name() != "Multiply":
+        return None
+    scale, numbers = _constant(product, 1), product.input_value(0).get_node()
+    taps = _constant(numbers, 0) if numbers.get_type_name() == "Convert" else None
+    if scale is None or taps is None or taps.dtype != np.int8:
+        return None
+    return np.ascontiguousarray(taps.reshape(-1, 9).T), scale.ravel()
+
+
+def _constant(node: Any, i: int) -> np.ndarray | None:
+    """An input of a node, if it is constant."""
+    source = node.input_value(i).get_node()
+    return source.get_data() if source.get_type_name() == "Constant" else None
 
 
 def _only_user(node: Any, kind: str) -> Any:

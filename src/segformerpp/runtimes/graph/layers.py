@@ -11,7 +11,7 @@ from segformerpp.runtimes.graph.builder import Dim, Graph, Value
 from segformerpp.runtimes.graph.matching import Tokens
 
 _BATCH_NORM_EPS = 1e-5
-#: Channels of `DepthwiseGelu` are a multiple of this; those of the operator for int8 of that.
+#: Of what channels are a multiple in `DepthwiseGelu` and `QuantisedDepthwiseGelu`.
 _NATIVE_MULTIPLE, QUANTISED_MULTIPLE = 16, 64
 
 Tensors = Mapping[str, np.ndarray]
@@ -109,7 +109,7 @@ class Layers:
             native: see `Traits.native`.
         """
         g, (weight, bias) = self.g, self.pair(name)
-        # What nncf quantised an operator of our own may compute afterwards.
+        # nncf quantises both, then `int8_native` has an operator compute them.
         later = g.form == "int8" and native == "bf16" and not len(bias) % QUANTISED_MULTIPLE
         if not native or later or len(bias) % _NATIVE_MULTIPLE:
             return g.op("Gelu", self.conv(x, weight, bias, 1, [above, 1, below, 1], len(bias)))

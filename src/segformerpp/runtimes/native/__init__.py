@@ -1,9 +1,10 @@
 """Operators of our own for OpenVINO, in C++, where its own kernels are slower.
 
-``SoftmaxAttention``; ``DepthwiseGelu``, which stands between the linear layers of a Mix-FFN;
-``DecodeHead``, which is the head behind what each scale adds. They are compiled on the machine
-that they run on, once, against the headers that OpenVINO's wheel brings along, and kept in the
-cache. Where that cannot be (no compiler, no cache, a processor without AVX-512), OpenVINO's own
+``SoftmaxAttention``; ``DepthwiseGelu``, which stands between the linear layers of a Mix-FFN, and
+``QuantisedDepthwiseGelu`` in networks in int8, where attention multiplies queries and keys as
+bytes; ``DecodeHead``, which is the head behind what each scale adds. They are compiled on the
+machine that they run on, once, against the headers that OpenVINO's wheel brings along, and kept in
+the cache. Where that cannot be (no compiler, no cache, a processor without AVX-512), OpenVINO's own
 kernels compute the same.
 """
 

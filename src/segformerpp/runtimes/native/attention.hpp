@@ -1,5 +1,5 @@
-// Attention, which never holds more weights than those of a tile of queries for `BLOCK` keys (online
-// softmax: Milakov and Gimelshein 2018, arXiv 1805.02867).
+// Attention, which never holds more weights than those of a tile of queries for `BLOCK` keys
+// (online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867).
 //
 // Vectors run over queries: softmax needs nothing across the lanes of a vector, and both products
 // are the same loop. Weights are divided by their sum at the end; until then they are relative to a
@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <memory>
 #include <new>
@@ -43,8 +44,9 @@ inline __m512 power(__m512 x) {
 }
 
 #ifdef __AVX512BF16__
-// 2^(x - base) in bf16, for base - 127 < x < base + 128, else 0. In steps of 1/128 the number itself
-// is in fixed point what a result is in floating point, but for its fraction: that is looked up.
+// 2^(x - base) in bf16, 0.7 % off at most, for numbers of at most base + `HEADROOM`; 0 for those
+// below base - 127, and for NaN. In steps of 1/128 a number is in fixed point what its power is in
+// floating point, but for the fraction: that is looked up.
 class Powers {
 public:
     explicit Powers(__m512 base) {
@@ -180,9 +182,11 @@ struct State {
 #pragma GCC unroll 8
                 for (int k = 0; k < ROWS; k++)
 #pragma GCC unroll 3
-                    for (int r = 0; r < VECTORS; r++)
-                        logits[k][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)whole[k][r]), scales[r],
-                                                       _mm512_set1_ps(logs[j + k]));
+                    for (int r = 0; r < VECTORS; r++) {
+                        const __m512 product = _mm512_cvtepi32_ps((__m512i)whole[k][r]);
+                        logits[k][r] =
+                            _mm512_fmadd_ps(product, scales[r], _mm512_set1_ps(logs[j + k]));
+                    }
             } else {
 #pragma GCC unroll 8
                 for (int k = 0; k < ROWS; k++)
@@ -253,16 +257,15 @@ struct State {
             }
     }
 
-    // Turn the queries into bytes, each with a scale of its own, once channels are multiplied with
-    // `steps`, which those of the keys have.
+    // Turn queries in bf16 into bytes, each query with a scale of its own, once its channels are
+    // multiplied with `steps`, which those of the keys have.
     void quantise(const float* steps, int channels) {
         for (int r = 0; r < VECTORS; r++) {
             Unit* x = queries + r * LANES;
             const auto channel = [&](int c) {
-                __m512i unit = _mm512_load_si512(x + c / PER * TILE);
-                if constexpr (PER == 2)
-                    unit = c % 2 ? _mm512_and_si512(unit, _mm512_set1_epi32((int)0xffff0000))
-                                 : _mm512_slli_epi32(unit, 16);
+                __m512i unit = _mm512_load_si512(x + c / 2 * TILE);
+                unit = c % 2 ? _mm512_and_si512(unit, _mm512_set1_epi32((int)0xffff0000))
+                             : _mm512_slli_epi32(unit, 16);
                 return _mm512_mul_ps(_mm512_castsi512_ps(unit), _mm512_set1_ps(steps[c]));
             };
             __m512 most = _mm512_set1_ps(1e-30f);
@@ -327,16 +330,15 @@ inline void pack_keys(const Unit* from, std::size_t stride, std::size_t rows, st
     }
 }
 
-// The keys of a head, `stride` units from one to the next, as [count / ROWS][channels / 4][ROWS] of
-// bytes: how many of `steps`, of each channel, they are above the least.
-template <int PER>
+// The keys of a head, in bf16 and `stride` units from one to the next, as bytes [count / ROWS]
+// [channels / 4][ROWS]: how many of `steps`, of each channel, they are above the least.
 inline void pack_keys_as_bytes(const Unit* from, std::size_t stride, std::size_t count,
                                std::size_t channels, Unit* to, float* steps) {
-    for (std::size_t c = 0; c < channels; c += LANES, from += LANES / PER) {
+    for (std::size_t c = 0; c < channels; c += LANES, from += LANES / 2) {
         const __mmask16 mask = first(channels - c);
-        __m512 least = load<PER>(from, mask), most = least;
-        for (std::size_t j = 1; j < count; j++) {
-            const __m512 x = load<PER>(from + j * stride, mask);
+        __m512 least = _mm512_set1_ps(FLT_MAX), most = _mm512_set1_ps(-FLT_MAX);
+        for (std::size_t j = 0; j < count; j++) {
+            const __m512 x = load<2>(from + j * stride, mask);
             least = _mm512_min_ps(least, x);
             most = _mm512_max_ps(most, x);
         }
@@ -344,7 +346,7 @@ inline void pack_keys_as_bytes(const Unit* from, std::size_t stride, std::size_t
         _mm512_mask_storeu_ps(steps + c, mask, _mm512_mul_ps(range, _mm512_set1_ps(1 / 255.f)));
         const __m512 factor = _mm512_div_ps(_mm512_set1_ps(255), range);
         for (std::size_t j = 0; j < count; j++) {
-            const __m512 x = _mm512_sub_ps(load<PER>(from + j * stride, mask), least);
+            const __m512 x = _mm512_sub_ps(load<2>(from + j * stride, mask), least);
             alignas(16) Unit units[LANES / 4];
             _mm_store_si128((__m128i*)units, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(
                                                  _mm512_mul_ps(x, factor))));
@@ -394,6 +396,7 @@ void compute(const Shape& s, const Unit* q, const Unit* k, const Unit* v, const 
     const auto packed = allocated(heads * (each_keys + each) * sizeof(Unit));
     Unit* const values = static_cast<Unit*>(packed.get());
     Unit* const keys = values + heads * each;
+    if (EACH == 4) std::fill(keys, keys + heads * each_keys, 0);  // rows behind the last key
     std::vector<float> biases(s.batch * count, NEVER), steps(heads * s.channels);
     for (std::size_t b = 0; b < s.batch; b++)
         for (std::size_t j = 0; j < s.keys; j++)
@@ -402,7 +405,7 @@ void compute(const Shape& s, const Unit* q, const Unit* k, const Unit* v, const 
     if constexpr (EACH == 4)
         tbb::parallel_for(std::size_t(0), heads, [&](std::size_t head) {
             const std::size_t offset = head / s.heads * s.keys * stride + head % s.heads * units;
-            pack_keys_as_bytes<PER>(k + offset, stride, s.keys, s.channels,
+            pack_keys_as_bytes(k + offset, stride, s.keys, s.channels,
                                     keys + head * each_keys, &steps[head * s.channels]);
         });
     const std::size_t groups = (s.keys + LANES - 1) / LANES;

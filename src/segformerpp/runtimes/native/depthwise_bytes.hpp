@@ -1,4 +1,5 @@
-// The same as `depthwise` in bytes: of quantised images, with quantised weights, to quantised images.
+// The same as `depthwise` in bytes: quantised images and weights, and quantised results. For
+// `kernels.cpp` alone.
 
 #pragma once
 
@@ -39,7 +40,8 @@ public:
             m_slopes[i] = _mm512_load_si512(slopes + 32 * i);
         }
         m_reach = _mm512_set1_epi16((std::int16_t)(reach - 1));
-        m_factor = _mm512_set1_epi16((std::int16_t)std::min(65535., 65536 * std::exp2(bits) / reach));
+        const double factor = std::min(65535., 65536 * std::exp2(bits) / reach);
+        m_factor = _mm512_set1_epi16((std::int16_t)(int)factor);
         m_piece = _mm_cvtsi32_si128(bits - 6);
         m_rest = _mm_cvtsi32_si128(15 - (bits - 6));
         m_shift = _mm_cvtsi32_si128(m_bits);
@@ -117,6 +119,7 @@ struct alignas(64) Group {
 void compute(const Shape& s, const std::uint8_t* in, const std::int8_t* weight,
              const float* factor, const float* bias, const std::uint8_t* zeros,
              const Result& result, std::uint8_t* out) {
+    if (!s.width) return;
     const Gelu gelu(result);
     std::vector<Group> groups;
     for (std::size_t c = 0; c < s.channels; c += GROUP)

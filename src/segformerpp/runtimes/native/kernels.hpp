@@ -25,7 +25,7 @@ struct Shape {
 
 // Queries [batch][queries][heads][channels], keys and values [batch][keys][heads][channels]; logs,
 // of each image `logs_stride` apart, or null. Output like the queries. EACH: channels in a unit of
-// queries and keys as they are multiplied: PER, or 4 for bytes.
+// queries and keys as they are multiplied: PER, or 4 for bytes, in which a NaN may be lost.
 template <int PER, int EACH>
 void compute(const Shape& shape, const Unit* q, const Unit* k, const Unit* v, const float* logs,
              std::size_t logs_stride, Unit* out);
@@ -62,7 +62,7 @@ struct Result {
     double step;
     int zero;
 
-    // How many bits finer than steps whole numbers are, of 16 bits up to `END`; negative: impossible.
+    // How many bits finer than steps whole numbers are, which up to `END` have 16; negative: none.
     int bits() const {
         int bits = MOST_BITS;
         while (bits >= 0 && END / step * (1 << bits) > 32767) bits--;
@@ -73,7 +73,7 @@ struct Result {
 // Images [batch][height][width][channels] -> of the same shape.
 //
 // weight: [9][channels]; the convolution is factor times what bytes give, and bias. zeros: the byte
-// of each channel that stands for 0.
+// of each channel that stands for 0. Below 2^31 of what a step is divided into.
 void compute(const Shape& shape, const std::uint8_t* in, const std::int8_t* weight,
              const float* factor, const float* bias, const std::uint8_t* zeros,
              const Result& result, std::uint8_t* out);

@@ -214,8 +214,8 @@ private:
 };
 #endif
 
-// Logits of what four scales add to the fused features: ReLU and classifier of the sum of the finest
-// one's linear layer and three coarser scales, resized bilinearly.
+// Logits of what four scales add to the fused features: ReLU and classifier of the sum of the
+// finest one's linear layer and three coarser scales, resized bilinearly.
 //
 // Inputs: tokens (B, H, W, D) of the finest scale; the layer's weight; coarser scales (B, h, w, F),
 // of the type of the tokens, f32 or bf16; the classifier's weight; its bias, f32, filled up with

@@ -1,5 +1,5 @@
-// What the kernels share: vectors of 16 numbers, kept in f32 or, two to a unit, in bf16. Where they are
-// only multiplied they may be bytes, four to a unit.
+// What the kernels share: vectors of 16 numbers, kept in f32 or, two to a unit, in bf16. Where they
+// are only multiplied they may be bytes, four to a unit.
 
 #pragma once
 
@@ -42,7 +42,7 @@ inline __m512 multiplied(__m512 sum, Unit scalar, __m512i units) {
 }
 
 #ifdef __AVX512BF16__
-// The same of bytes; those of the vector have a sign.
+// The same of bytes, of which those of the vector have a sign; PER is 4.
 template <int PER>
 inline __v16si multiplied(__v16si sum, Unit scalar, __m512i units) {
     return (__v16si)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32((int)scalar), units);
