@@ -104,7 +104,7 @@ def quantised_convolution(shape: tuple[int, ...]) -> ov.Model:
 
 
 def timed(model: ov.Model, precision: str, counted: tuple[str, ...]) -> Callable[[], float]:
-    """What computes it, once, on random numbers, and tells how long nodes of some types took, ms."""
+    """What computes it, on random numbers, and tells how long nodes of some types took, in ms."""
     rng = np.random.default_rng(0)
     options = {
         "INFERENCE_PRECISION_HINT": ov.Type.f32 if precision == "f32" else ov.Type.bf16,
