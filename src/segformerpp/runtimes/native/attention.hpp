@@ -405,8 +405,8 @@ void compute(const Shape& s, const Unit* q, const Unit* k, const Unit* v, const 
     if constexpr (EACH == 4)
         tbb::parallel_for(std::size_t(0), heads, [&](std::size_t head) {
             const std::size_t offset = head / s.heads * s.keys * stride + head % s.heads * units;
-            pack_keys_as_bytes(k + offset, stride, s.keys, s.channels,
-                                    keys + head * each_keys, &steps[head * s.channels]);
+            pack_keys_as_bytes(k + offset, stride, s.keys, s.channels, keys + head * each_keys,
+                               &steps[head * s.channels]);
         });
     const std::size_t groups = (s.keys + LANES - 1) / LANES;
     tbb::parallel_for(std::size_t(0), heads * groups, [&](std::size_t i) {
